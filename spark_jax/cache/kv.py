@@ -1,0 +1,37 @@
+"""Device side of the paged KV cache: one pair of arrays per layer, written in place.
+
+`kv` is a tuple with one `(k_PSKC, v_PSKC)` per layer. It is donated to every program that writes
+it, so there is one copy of it on the device at any time.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from spark_jax.models.config import ModelConfig
+
+Kv = tuple[tuple[jax.Array, jax.Array], ...]
+
+
+def init_kv(config: ModelConfig, pages: int, slots: int, dtype, sharding=None) -> Kv:
+    """An empty cache of `pages` pages of `slots` tokens."""
+    shape = (pages, slots, config.kv_heads, config.head_dim)
+
+    def zeros():
+        return jnp.zeros(shape, dtype, device=sharding)
+
+    return tuple((zeros(), zeros()) for _ in range(config.layers))
+
+
+def kv_bytes_per_token(config: ModelConfig, dtype) -> int:
+    """Bytes of cache that one token takes over all layers."""
+    return 2 * config.layers * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def copy_pages(kv: Kv, source_X: jax.Array, target_X: jax.Array) -> Kv:
+    """Copies whole pages. Unused places of the two lists name page 0 (scratch) twice."""
+    return jax.tree.map(lambda pages: pages.at[target_X].set(pages[source_X]), kv)

@@ -1,0 +1,47 @@
+"""Which tasks an iteration trains on and an evaluation plays."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from spark_jax.types import Task, UserError
+
+
+def by_type(tasks: Sequence[Task]) -> dict[str, list[Task]]:
+    """Tasks grouped by their type, in order."""
+    groups: dict[str, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault(task.type, []).append(task)
+    return groups
+
+
+def tasks_of_iteration(
+    tasks_by_type: Mapping[str, Sequence[Task]], n: int, seed: int, iteration: int
+) -> list[Task]:
+    """`n` tasks: type uniform, then a variation without replacement (DESIGN 3.9).
+
+    Depends on (seed, iteration) and the given tasks only. A type whose variations are used up
+    within the iteration begins again.
+    """
+    if not tasks_by_type or not all(tasks_by_type.values()):
+        raise UserError("There is a task type without tasks to train on: check env.tasks.")
+    rng = random.Random(f"tasks of iteration {seed} {iteration}")
+    types = sorted(tasks_by_type)
+    left: dict[str, list[Task]] = {name: [] for name in types}
+    chosen = []
+    for _ in range(n):
+        name = rng.choice(types)
+        if not left[name]:
+            left[name] = rng.sample(list(tasks_by_type[name]), len(tasks_by_type[name]))
+        chosen.append(left[name].pop())
+    return chosen
+
+
+def panel(tasks: Sequence[Task], episodes: int, seed: int) -> list[Task]:
+    """The fixed tasks of an evaluation: `episodes` of the split, drawn uniformly without
+    replacement, in the order of the split; the whole split when it has no more."""
+    if episodes >= len(tasks):
+        return list(tasks)
+    rng = random.Random(f"panel {seed}")
+    return [tasks[i] for i in sorted(rng.sample(range(len(tasks)), episodes))]

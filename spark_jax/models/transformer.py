@@ -1,0 +1,214 @@
+"""One decoder for the Llama, Qwen2 and Qwen3 families, as pure functions over a Linen module.
+
+Tokens are flattened to [N] whatever they are (packed training rows, a prefill, one token of each
+decoding row); what may look at what is decided by the caller's `attend`. The parameter tree:
+
+    embed/embedding [V, D]
+    layers_<i>/attention_norm/scale, mlp_norm/scale [D]
+    layers_<i>/q/kernel [D, H*C], k/kernel, v/kernel [D, K*C], o/kernel [H*C, D]
+    layers_<i>/{q,k,v}/bias (qkv_bias), {q,k}_norm/scale [C] (qk_norm)
+    layers_<i>/gate/kernel, up/kernel [D, F], down/kernel [F, D]
+    final_norm/scale [D]
+    unembed/kernel [D, V] (absent when tied)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from spark_jax.models.config import ModelConfig
+from spark_jax.ops.rope import rope_tables, rotate
+
+Params = Any  # nested dictionaries of arrays
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+
+INIT_SCALE = 0.02  # of GPT-2; residual outputs are scaled down by 1/sqrt(2 * layers)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, computed in float32 (arXiv 1910.07467)."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param(
+            "scale", nn.initializers.ones, (x.shape[-1],), jnp.dtype(self.config.param_dtype)
+        )
+        wide = x.astype(jnp.float32)
+        inverse_rms = jax.lax.rsqrt(
+            jnp.mean(wide * wide, axis=-1, keepdims=True) + self.config.norm_eps
+        )
+        return (wide * inverse_rms * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nn.Module):
+    """Rows of a [V, D] table. (`nn.Embed` would convert the whole table when types differ.)"""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, tokens_N: jax.Array) -> jax.Array:
+        table_VD = self.param(
+            "embedding",
+            nn.initializers.normal(INIT_SCALE),
+            (self.config.vocab_size, self.config.width),
+            jnp.dtype(self.config.param_dtype),
+        )
+        return table_VD[tokens_N].astype(self.config.dtype)
+
+
+class Unembedding(nn.Module):
+    """Only declares the [D, V] kernel of an untied model; `unembed` applies it."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self) -> None:
+        shape = (self.config.width, self.config.vocab_size)
+        init = nn.initializers.normal(INIT_SCALE)
+        self.param("kernel", init, shape, jnp.dtype(self.config.param_dtype))
+
+
+class Layer(nn.Module):
+    """Attention and gated feed-forward, each behind a norm and added to the stream."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(
+        self, x_ND: jax.Array, cos: jax.Array, sin: jax.Array, kv: Any, attend: Attend
+    ) -> tuple[jax.Array, Any]:
+        c = self.config
+
+        def dense(features: int, name: str, bias: bool = False, scale: float = INIT_SCALE):
+            return nn.Dense(
+                features,
+                use_bias=bias,
+                name=name,
+                dtype=jnp.dtype(c.dtype),
+                param_dtype=jnp.dtype(c.param_dtype),
+                kernel_init=nn.initializers.normal(scale),
+            )
+
+        residual_scale = INIT_SCALE / (2 * c.layers) ** 0.5
+        h_ND = RMSNorm(c, name="attention_norm")(x_ND)
+        q_NHC = dense(c.heads * c.head_dim, "q", c.qkv_bias)(h_ND)
+        k_NKC = dense(c.kv_heads * c.head_dim, "k", c.qkv_bias)(h_ND)
+        v_NKC = dense(c.kv_heads * c.head_dim, "v", c.qkv_bias)(h_ND)
+        q_NHC = q_NHC.reshape(-1, c.heads, c.head_dim)
+        k_NKC = k_NKC.reshape(-1, c.kv_heads, c.head_dim)
+        v_NKC = v_NKC.reshape(-1, c.kv_heads, c.head_dim)
+        if c.qk_norm:
+            q_NHC = RMSNorm(c, name="q_norm")(q_NHC)
+            k_NKC = RMSNorm(c, name="k_norm")(k_NKC)
+        out_NHC, kv = attend(rotate(q_NHC, cos, sin), rotate(k_NKC, cos, sin), v_NKC, kv)
+        out_ND = out_NHC.astype(x_ND.dtype).reshape(-1, c.heads * c.head_dim)
+        x_ND = x_ND + dense(c.width, "o", scale=residual_scale)(out_ND)
+
+        h_ND = RMSNorm(c, name="mlp_norm")(x_ND)
+        gate_NF = dense(c.feed_forward, "gate")(h_ND)
+        up_NF = dense(c.feed_forward, "up")(h_ND)
+        x_ND = x_ND + dense(c.width, "down", scale=residual_scale)(nn.silu(gate_NF) * up_NF)
+        return x_ND, kv
+
+
+class Decoder(nn.Module):
+    """Tokens to normed hidden states; see `forward`."""
+
+    config: ModelConfig
+    remat: bool = False
+
+    @nn.compact
+    def __call__(
+        self, tokens_N: jax.Array, position_N: jax.Array, attend: Attend, kv: Any
+    ) -> tuple[jax.Array, Any]:
+        c = self.config
+        # `attend` is a Python callable: static for the rematerialised layer (argument 5; the
+        # module itself counts as argument 0).
+        layer_class = nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer
+        x_ND = Embedding(c, name="embed")(tokens_N)
+        cos, sin = rope_tables(position_N, c.head_dim, c.rope_theta, c.rope_scaling)
+        new_kv = []
+        for i in range(c.layers):
+            kv_layer = None if kv is None else kv[i]
+            x_ND, kv_layer = layer_class(c, name=f"layers_{i}")(x_ND, cos, sin, kv_layer, attend)
+            new_kv.append(kv_layer)
+        hidden_ND = RMSNorm(c, name="final_norm")(x_ND)
+        if not c.tied:
+            Unembedding(c, name="unembed")()
+        return hidden_ND, None if kv is None else tuple(new_kv)
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters: normal(0.02), residual outputs normal(0.02 / sqrt(2 * layers)), norms 1."""
+    one = jnp.zeros((1,), jnp.int32)
+    return Decoder(config).init(key, one, one, lambda q, k, v, kv: (q, kv), None)["params"]
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The parameter tree as shapes and types, without allocating it."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens_N: jax.Array,
+    position_N: jax.Array,
+    attend: Attend,
+    kv: tuple[Any, ...] | None = None,
+    remat: bool = False,
+) -> tuple[jax.Array, tuple[Any, ...] | None]:
+    """Hidden states [N, D] (final norm applied, compute dtype) of flattened tokens, and new `kv`.
+
+    Args:
+      params: tree of `init_params`.
+      config: its shape.
+      tokens_N: token ids, int32.
+      position_N: depth of each token on its path, from 0.
+      attend: `attend(q_NHC, k_NKC, v_NKC, kv_layer) -> (out_NHC, kv_layer)`; q and k come
+        normed and rotated, scaling by 1/sqrt(C) is up to `attend`.
+      kv: one pytree per layer for `attend`, or None (then `attend` gets None).
+      remat: recompute each layer in the backward pass instead of keeping its activations.
+    """
+    return Decoder(config, remat).apply({"params": params}, tokens_N, position_N, attend, kv)
+
+
+def unembed(params: Params, config: ModelConfig, hidden_MD: jax.Array) -> jax.Array:
+    """Logits [M, V], accumulated and returned in float32."""
+    dtype = jnp.dtype(config.dtype)
+    if config.tied:
+        table_VD = params["embed"]["embedding"].astype(dtype)
+        dims = (((1,), (1,)), ((), ()))
+        return jax.lax.dot_general(
+            hidden_MD.astype(dtype), table_VD, dims, preferred_element_type=jnp.float32
+        )
+    kernel_DV = params["unembed"]["kernel"].astype(dtype)
+    return jnp.dot(hidden_MD.astype(dtype), kernel_DV, preferred_element_type=jnp.float32)
+
+
+def causal_attend(rows: int) -> Attend:
+    """Plain causal attention over `rows` rows of equal length: the readable reference."""
+
+    def attend(q_NHC, k_NKC, v_NKC, kv):
+        heads, channels = q_NHC.shape[1:]
+        kv_heads = k_NKC.shape[1]
+        q_BTKGC = q_NHC.reshape(rows, -1, kv_heads, heads // kv_heads, channels)
+        k_BTKC = k_NKC.reshape(rows, -1, kv_heads, channels)
+        v_BTKC = v_NKC.reshape(rows, -1, kv_heads, channels)
+        scores = jnp.einsum(
+            "btkgc,bskc->bkgts", q_BTKGC, k_BTKC, preferred_element_type=jnp.float32
+        )
+        length = q_BTKGC.shape[1]
+        visible_TT = jnp.tril(jnp.ones((length, length), bool))
+        weights = jax.nn.softmax(jnp.where(visible_TT, scores / channels**0.5, -jnp.inf), axis=-1)
+        out = jnp.einsum("bkgts,bskc->btkgc", weights.astype(v_BTKC.dtype), v_BTKC)
+        return out.reshape(-1, heads, channels), kv
+
+    return attend

@@ -1,0 +1,310 @@
+"""The sampling engine: many paths, one padded batch, a paged cache.
+
+A `Row` is one piece of work: "the path so far is `tokens`; write one response of at most `budget`
+tokens". Rows wait in a queue, enter the batch when there is a place and there are pages for the
+whole response, are prefilled, decoded chunk by chunk, and leave. Their pages stay with the path
+(parked) while its environment steps, so that only the new observation is prefilled afterwards.
+
+When pages run short, rows wait in the order they came. If nothing runs and the first in the queue
+still does not fit, parked and waiting paths lose their pages, last come first, and are recomputed
+from their tokens later; so there is no deadlock, only work done twice (`stats.evictions`).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import time
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from spark_jax.cache.kv import copy_pages, init_kv
+from spark_jax.cache.pool import PagePool, Pages
+from spark_jax.models.config import ModelConfig
+from spark_jax.rollout.programs import DecodeRows, decode_chunk, prefill
+from spark_jax.types import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineShape:
+    """Fixed shapes of the sampler; every combination below is compiled once, before the start."""
+
+    rows: int  # most rows of a batch
+    slots: int  # tokens of a page
+    pages: int  # pages of the pool
+    path_tokens: int  # most tokens of a path
+    chunk: int = 16  # decoding steps between two looks of the host
+    prefill_tokens: int = 256  # most tokens of a row that one prefill takes
+
+    @property
+    def row_ladder(self) -> tuple[int, ...]:
+        return _ladder(self.rows, 4, 2)
+
+    @property
+    def page_ladder(self) -> tuple[int, ...]:
+        return _ladder(-(-(self.path_tokens + self.chunk) // self.slots), 2, 3)
+
+    @property
+    def prefill_ladder(self) -> tuple[int, ...]:
+        return _ladder(self.prefill_tokens, 4, 2)
+
+
+def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
+    """Bucket sizes, the largest is `top`: e.g. top 96, ratio 2, 3 rungs -> (24, 48, 96)."""
+    return tuple(sorted({max(1, -(-top // ratio**i)) for i in range(rungs)}))
+
+
+def _bucket(ladder: tuple[int, ...], size: int) -> int:
+    return next(rung for rung in ladder if rung >= size)
+
+
+@dataclasses.dataclass(eq=False)
+class Row:
+    """One response to sample at the end of a path."""
+
+    tokens: list[int]  # the path so far; grows by the sampled tokens
+    key: np.ndarray  # uint32 [2], identity of the response (rollout/identity.py)
+    budget: int  # most tokens of the response; 0 = only bring the path into the cache
+    pages: Pages = dataclasses.field(default_factory=Pages)
+    keep_prefix: bool = False  # leave a second holder of the path, as it was before the response
+    prefix: Pages | None = None
+    response: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    stop: int = 0  # state of the stop automaton
+
+    @property
+    def to_prefill(self) -> int:
+        """Tokens to bring into the cache before the last one can be fed."""
+        return len(self.tokens) - 1 - self.pages.length
+
+    @property
+    def longest(self) -> int:
+        """Cached tokens when the response has its full length."""
+        return len(self.tokens) - len(self.response) + self.budget
+
+
+@dataclasses.dataclass
+class EngineStats:
+    prefill_tokens: int = 0  # prompt tokens computed
+    response_tokens: int = 0  # tokens sampled
+    decode_rows: int = 0  # rows x steps that the device computed, padding and ended rows included
+    evictions: int = 0
+    device_seconds: float = 0.0
+    most_pages: int = 0
+
+
+class Engine:
+    """Owns the cache and the queue. `round()` is one look of the host."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        shape: EngineShape,
+        stop_table: np.ndarray,
+        end_of_turn: int,
+        cache_dtype="float32",
+        kv_sharding=None,
+    ):
+        self.config, self.shape, self.end_of_turn = config, shape, end_of_turn
+        self.pool = PagePool(shape.pages, shape.slots)
+        self.kv = init_kv(config, shape.pages, shape.slots, cache_dtype, kv_sharding)
+        self.stop_table = jnp.asarray(stop_table)
+        self.accept = stop_table.shape[0] - 1
+        self.temperature = np.float32(1.0)
+        self.params = None
+        self.waiting: collections.deque[Row] = collections.deque()
+        self.running: list[Row] = []
+        self._parked: dict[int, Pages] = {}
+        self.stats = EngineStats()
+
+    # --- what callers use -------------------------------------------------------------------
+
+    def use(self, params, temperature: float) -> None:
+        """Samples from `params` at `temperature` from now on. Cached keys and values would be
+        stale after a change of weights, so no path may be alive."""
+        if self.waiting or self.running or self.pool.used_pages:
+            raise ValueError("weights can change only when no path holds pages")
+        self.params, self.temperature = params, np.float32(temperature)
+        self.stats = EngineStats()
+
+    def compile_all(self) -> int:
+        """Runs every program once on empty rows; returns their number."""
+        count = 0
+        for B in self.shape.row_ladder:
+            for W in self.shape.page_ladder:
+                for T in self.shape.prefill_ladder:
+                    self._prefill([], B, T, W)
+                    count += 1
+                self._decode([], B, W)
+                count += 1
+        self._copy([(0, 0)])
+        jax.block_until_ready(self.kv)
+        return count + 1
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, row: Row) -> None:
+        """Queues a row. Raises UserError if it could never fit."""
+        need = self.pool.pages_for(row.longest) + 2
+        if need > self.shape.pages - 1:
+            raise UserError(
+                f"a path of {row.longest} tokens needs {need} cache pages and the pool has "
+                f"{self.shape.pages - 1}: raise rollout.pages or lower rollout.path_tokens"
+            )
+        self._parked.pop(id(row.pages), None)
+        self.waiting.append(row)
+
+    def fork(self, pages: Pages) -> Pages:
+        """A second holder of a path's pages."""
+        copy = self.pool.fork(pages)
+        self._parked[id(copy)] = copy
+        return copy
+
+    def release(self, pages: Pages) -> None:
+        """The path is over: its pages are given up."""
+        self._parked.pop(id(pages), None)
+        self.pool.free(pages)
+
+    def round(self) -> list[Row]:
+        """Admits, prefills and decodes one chunk; returns the rows whose response is complete."""
+        start = time.perf_counter()
+        self._admit()
+        self._prefill_round()
+        ready = [row for row in self.running if row.to_prefill == 0]
+        for row in ready:
+            if row.keep_prefix and row.prefix is None:
+                row.prefix = self.fork(row.pages)
+        self._decode_round([row for row in ready if row.budget])
+        finished = [row for row in ready if self._is_finished(row)]
+        for row in finished:
+            self.running.remove(row)
+            self._parked[id(row.pages)] = row.pages
+        self.stats.most_pages = max(self.stats.most_pages, self.pool.used_pages)
+        self.stats.device_seconds += time.perf_counter() - start
+        return finished
+
+    # --- scheduling -------------------------------------------------------------------------
+
+    def _need(self, row: Row) -> int:
+        """Free pages that `row` may still take before its response is complete."""
+        spare = 1 if row.keep_prefix and row.prefix is None else 0
+        return self.pool.missing(row.pages, row.longest) + spare
+
+    def _admit(self) -> None:
+        reserved = sum(self._need(row) for row in self.running)
+        while self.waiting and len(self.running) < self.shape.rows:
+            need = self._need(self.waiting[0])
+            if reserved + need > self.pool.free_pages:
+                if self.running or not self._evict():
+                    return
+                continue
+            reserved += need
+            self.running.append(self.waiting.popleft())
+
+    def _evict(self) -> bool:
+        """Takes the pages of one path that is not running; False if nobody else holds any."""
+        holders = list(self._parked.values()) + [row.pages for row in list(self.waiting)[1:]]
+        # The head itself is last: its own pages may be shared and need a copy it has no room for.
+        for pages in [self.waiting[0].pages, *holders][::-1]:
+            if pages.ids:
+                self.pool.free(pages)
+                self.stats.evictions += 1
+                return True
+        return False
+
+    def _is_finished(self, row: Row) -> bool:
+        return (
+            len(row.response) >= row.budget
+            or row.stop == self.accept
+            or row.response[-1:] == [self.end_of_turn]
+        )
+
+    # --- device calls -----------------------------------------------------------------------
+
+    def _grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> None:
+        copies = []
+        for row, length in zip(rows, lengths, strict=True):
+            copies += self.pool.grow(row.pages, length)
+        for i in range(0, len(copies), self.shape.rows):
+            self._copy(copies[i : i + self.shape.rows])
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        padded = np.zeros((2, self.shape.rows), np.int32)
+        padded[:, : len(copies)] = np.array(copies, np.int32).T
+        self.kv = copy_pages(self.kv, padded[0], padded[1])
+
+    def _table(self, rows: Sequence[Row], B: int, W: int) -> np.ndarray:
+        table_BW = np.zeros((B, W), np.int32)
+        for b, row in enumerate(rows):
+            table_BW[b, : len(row.pages.ids)] = row.pages.ids[:W]
+        return table_BW
+
+    def _pages_bucket(self, rows: Sequence[Row]) -> int:
+        return _bucket(self.shape.page_ladder, max(len(row.pages.ids) for row in rows))
+
+    def _prefill_round(self) -> None:
+        rows = [row for row in self.running if row.to_prefill > 0]
+        if not rows:
+            return
+        counts = [min(row.to_prefill, self.shape.prefill_tokens) for row in rows]
+        self._grow(rows, [row.pages.length + n for row, n in zip(rows, counts, strict=True)])
+        B = _bucket(self.shape.row_ladder, len(rows))
+        T = _bucket(self.shape.prefill_ladder, max(counts))
+        self._prefill(rows, B, T, self._pages_bucket(rows))
+        for row, n in zip(rows, counts, strict=True):
+            row.pages.length += n
+            self.stats.prefill_tokens += n
+
+    def _prefill(self, rows: Sequence[Row], B: int, T: int, W: int) -> None:
+        token_BT = np.zeros((B, T), np.int32)
+        start_B, count_B = np.zeros(B, np.int32), np.zeros(B, np.int32)
+        for b, row in enumerate(rows):
+            n = min(row.to_prefill, T)
+            start_B[b], count_B[b] = row.pages.length, n
+            token_BT[b, :n] = row.tokens[row.pages.length : row.pages.length + n]
+        table_BW = self._table(rows, B, W)
+        self.kv = prefill(
+            self.params, self.kv, token_BT, start_B, count_B, table_BW, config=self.config
+        )
+
+    def _decode_round(self, rows: Sequence[Row]) -> None:
+        if not rows:
+            return
+        chunk = self.shape.chunk
+        self._grow(rows, [min(row.pages.length + chunk, row.longest) for row in rows])
+        B = _bucket(self.shape.row_ladder, len(rows))
+        out = self._decode(rows, B, self._pages_bucket(rows))
+        token_BX, logprob_BX, stop_B = jax.device_get(out)
+        self.stats.decode_rows += B * int((token_BX >= 0).any(0).sum())
+        for b, row in enumerate(rows):
+            n = int((token_BX[b] >= 0).sum())
+            row.response += token_BX[b, :n].tolist()
+            row.logprobs += logprob_BX[b, :n].tolist()
+            row.tokens += token_BX[b, :n].tolist()
+            row.pages.length += n
+            row.stop = int(stop_B[b])
+            self.stats.response_tokens += n
+
+    def _decode(self, rows: Sequence[Row], B: int, W: int):
+        token_B, position_B, left_B, stop_B = np.zeros((4, B), np.int32)
+        key_B2 = np.zeros((B, 2), np.uint32)
+        for b, row in enumerate(rows):
+            token_B[b], position_B[b] = row.tokens[-1], row.pages.length
+            left_B[b], stop_B[b] = row.budget - len(row.response), row.stop
+            key_B2[b] = row.key
+        self.kv, out = decode_chunk(
+            self.params,
+            self.kv,
+            DecodeRows(token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B, W)),
+            self.stop_table,
+            self.temperature,
+            config=self.config,
+            chunk=self.shape.chunk,
+            end_of_turn=self.end_of_turn,
+        )
+        return out

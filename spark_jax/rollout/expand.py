@@ -1,0 +1,381 @@
+"""The tree expander: grows the trees of an iteration, all of them in one padded decode batch.
+
+Host Python only. Three parties take turns in `grow_trees`:
+  the engine   samples one response at the end of each path (rollout/engine.py),
+  the pool     plays actions in real environments, replays and verifies forks (envs/pool.py),
+  the budget   decides forks by depth (rollout/budget.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from spark_jax.cache.pool import Pages
+from spark_jax.envs.pool import EnvPool
+from spark_jax.envs.response import parse_response
+from spark_jax.rollout.budget import Budget, Indices
+from spark_jax.rollout.dialogue import NO_ACTION, Dialogue
+from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.identity import row_key
+from spark_jax.rollout.signals import Signal, Step
+from spark_jax.types import Node, Outcome, PastStep, Start, StepResult, Task, Tree, UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TreeRule:
+    """Shape of a tree."""
+
+    leaves: int  # N
+    roots: int  # M
+    branch: int  # B
+    signal_name: str
+    signal: Signal
+    fork_at: str = "next_step"  # or "same_step": keep the reasoning, resample the action
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    max_steps: int  # environment turns of a path
+    response_tokens: int  # sampled tokens of a step
+    path_tokens: int  # tokens of a path
+
+
+@dataclasses.dataclass(eq=False)
+class _Path:
+    """A running leaf: what has been played, and the response being sampled."""
+
+    indices: Indices  # identity of the node being made
+    parent: Indices  # the node it will hang under
+    step: int  # number of the environment turn being played, from 1
+    row: Row
+    past: tuple[PastStep, ...]
+    score: float = 0.0
+    head: tuple[int, ...] = ()  # sampled tokens of this step that stand in a node of their own
+
+
+@dataclasses.dataclass(eq=False)
+class _Fork:
+    """A granted or requested fork: everything an extra sibling starts from."""
+
+    parent: Indices
+    source: Row  # row of child 0, whose prefix the siblings share
+    tokens: list[int]
+    past: tuple[PastStep, ...]
+    step: int
+    score: float
+    head: tuple[int, ...] = ()
+    siblings: list[int] = dataclasses.field(default_factory=list)  # child indices, once granted
+
+
+class _Growing:
+    """One tree while it grows. Nodes are keyed by their path of child indices; they get their
+    numbers at the end, in depth-first order, so timing never shows in the result."""
+
+    def __init__(self, task: Task, identity: tuple, rule: TreeRule):
+        self.task, self.identity = task, identity
+        self.nodes: dict[Indices, Node] = {}
+        self.budget = Budget(rule.leaves, identity)
+        self.paths: dict[Indices, _Path] = {}
+        self.forks: dict[Indices, _Fork] = {}  # asked for, not decided
+        self.granted: list[_Fork] = []  # decided, waiting for the shared prefix
+        self.prompt: list[int] = []
+
+    @property
+    def finished(self) -> bool:
+        return len(self.nodes) > 1 and not self.paths and not self.granted
+
+    def tree(self, rule: TreeRule) -> Tree:
+        order = sorted(self.nodes)  # a prefix sorts before what extends it: depth-first
+        number = {indices: i for i, indices in enumerate(order)}
+        for indices in order:
+            node = self.nodes[indices]
+            node.id = number[indices]
+            node.parent = number[indices[:-1]] if indices else -1
+        return Tree(
+            task=self.task,
+            leaves=rule.leaves,
+            roots=rule.roots,
+            branch=rule.branch,
+            signal=rule.signal_name,
+            nodes=[self.nodes[indices] for indices in order],
+        )
+
+
+def grow_trees(
+    tasks: Sequence[Task],
+    engine: Engine,
+    environments: EnvPool,
+    dialogue: Dialogue,
+    rule: TreeRule,
+    limits: Limits,
+    identity: tuple,
+    deterministic: bool = True,
+    on_tree: Callable[[Tree], None] | None = None,
+) -> list[Tree]:
+    """Grows one tree per task; returns them in the order of `tasks`.
+
+    Args:
+      identity: (seed, phase, iteration); together with a task's occurrence in `tasks` and the path
+        of child indices it keys every random draw.
+      deterministic: take environment results at fixed points of the schedule, so that batches do
+        not depend on how long environments take. The trees are the same either way up to rounding.
+      on_tree: called with each finished tree, for progress.
+    """
+    grower = _Grower(engine, environments, dialogue, rule, limits)
+    seen: dict[Task, int] = {}
+    todo = []
+    for task in tasks:
+        seen[task] = seen.get(task, -1) + 1
+        who = (task.env, task.type, task.variation, task.seed, seen[task])
+        todo.append(_Growing(task, (*identity, who), rule))
+    grower.run(todo, deterministic, on_tree)
+    return [growing.tree(rule) for growing in todo]
+
+
+class _Grower:
+    """State of one call of `grow_trees`."""
+
+    def __init__(self, engine, environments, dialogue, rule, limits):
+        self.engine: Engine = engine
+        self.environments: EnvPool = environments
+        self.dialogue: Dialogue = dialogue
+        self.rule: TreeRule = rule
+        self.limits: Limits = limits
+        self.owner: dict[Row, tuple[_Growing, _Path | None]] = {}
+        self.playing: dict[tuple, tuple[_Growing, _Path | None]] = {}
+        self.numbers: dict[_Growing, int] = {}
+
+    def run(self, todo, deterministic, on_tree) -> None:
+        unopened, open_trees = list(todo), []
+        self.numbers = {growing: i for i, growing in enumerate(todo)}
+        while unopened or open_trees:
+            while unopened and self._may_open(len(open_trees)):
+                open_trees.append(unopened.pop(0))
+                self._open(open_trees[-1])
+            finished = self.engine.round() if self.engine.busy else []
+            # Jobs handed out before this round ran beside it; taking them now, and those of this
+            # round's rows only after the next one, overlaps the two without racing them.
+            idle = not finished and not self.engine.busy
+            wait = "all" if deterministic else ("any" if idle else "none")
+            for key, result in self.environments.collect(wait):
+                self._on_result(key, result)
+            for row in finished:
+                self._on_row(row)
+            for growing in open_trees:
+                self._decide(growing)
+                self._start_siblings(growing)
+            done = [growing for growing in open_trees if growing.finished]
+            for growing in done:
+                open_trees.remove(growing)
+                if on_tree:
+                    on_tree(growing.tree(self.rule))
+
+    # --- opening ----------------------------------------------------------------------------
+
+    def _may_open(self, trees: int) -> bool:
+        """New trees start while workers would idle: fewer paths compete for environments, so
+        fewer are replayed. At least one tree is open."""
+        return trees == 0 or (
+            trees * self.rule.roots < max(self.environments.workers, self.engine.shape.rows)
+            and not self.environments.waiting()
+        )
+
+    def _key(self, growing: _Growing, indices: Indices) -> tuple:
+        return (self.numbers[growing], indices)
+
+    def _open(self, growing: _Growing) -> None:
+        key = self._key(growing, ())
+        self.playing[key] = (growing, None)
+        self.environments.submit(key, growing.task, (), None)
+
+    def _plant(self, growing: _Growing, start: Start) -> None:
+        """The prompt node: brought into the cache once, shared by the roots."""
+        text, tokens = self.dialogue.prompt(start)
+        if len(tokens) + self.limits.response_tokens > self.limits.path_tokens:
+            raise UserError(
+                f"the prompt of {growing.task.type} has {len(tokens)} tokens and leaves no room "
+                f"for a response in rollout.path_tokens={self.limits.path_tokens}: raise it"
+            )
+        growing.nodes[()] = Node(
+            0, -1, 0, context_ids=tokens, prompt=text, observation=start.observation,
+            requested=self.rule.roots, granted=self.rule.roots,
+        )  # fmt: skip
+        growing.prompt = tokens
+        row = Row(list(tokens), row_key(*growing.identity, ()), budget=0)
+        self.owner[row] = (growing, None)
+        self.engine.add(row)
+
+    def _roots(self, growing: _Growing, prompt: Row) -> None:
+        for i in range(self.rule.roots):
+            pages = self.engine.fork(prompt.pages)
+            self._start(growing, (i,), growing.prompt, pages, (), step=1, score=0.0)
+        self.engine.release(prompt.pages)
+        self.environments.rename(self._key(growing, ()), self._key(growing, (0,)))
+
+    def _start(
+        self, growing: _Growing, indices: Indices, tokens: list[int], pages: Pages,
+        past: tuple[PastStep, ...], step: int, score: float, head: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
+        """A new leaf begins to sample its first own response."""
+        row = self._row(growing, indices, tokens, pages, len(head))
+        path = _Path(indices, indices[:-1], step, row, past, score, head)
+        growing.paths[indices] = path
+        growing.budget.start(indices, step - 1)
+        self.owner[row] = (growing, path)
+        self.engine.add(row)
+
+    def _row(self, growing, indices, tokens, pages, used: int) -> Row:
+        key = row_key(*growing.identity, indices)
+        return Row(list(tokens), key, self.limits.response_tokens - used, pages)
+
+    # --- a response is complete -------------------------------------------------------------
+
+    def _on_row(self, row: Row) -> None:
+        growing, path = self.owner.pop(row)
+        if path is None:
+            self._roots(growing, row)
+            return
+        response = [*path.head, *row.response]
+        text = self.dialogue.text(response)
+        parsed = parse_response(text)
+        node = Node(
+            -1, -1, path.step, response_ids=row.response, logprobs=row.logprobs,
+            response=self.dialogue.text(row.response), action=parsed.action,
+            spark=parsed.kind == "explore" and not path.head, score=path.score,
+        )  # fmt: skip
+        growing.nodes[path.indices] = node
+        if self._splits_here(path, parsed):
+            self._after_reasoning(growing, path, node)
+        elif parsed.action:
+            key = self._key(growing, path.indices)
+            self.playing[key] = (growing, path)
+            self.environments.submit(key, growing.task, path.past, parsed.action)
+        else:
+            result = StepResult(NO_ACTION, path.score, False, False, False)
+            self._after_step(growing, path, node, result, played=False)
+
+    def _splits_here(self, path: _Path, parsed) -> bool:
+        return (
+            self.rule.fork_at == "same_step"
+            and not path.head
+            and parsed.kind == "explore"
+            and not parsed.action
+            and len(path.row.response) < self.limits.response_tokens
+            and path.row.response[-1] != self.engine.end_of_turn
+        )
+
+    def _after_reasoning(self, growing: _Growing, path: _Path, node: Node) -> None:
+        """fork_at = same_step: the reasoning is a node; child 0 goes on with its action."""
+        head = tuple(path.row.response)
+        self._go_on(
+            growing, path, node, path.row.tokens, path.past, path.step, path.score, head
+        )
+
+    # --- the environment has answered -------------------------------------------------------
+
+    def _on_result(self, key: tuple, result: Start | StepResult) -> None:
+        growing, path = self.playing.pop(key)
+        if path is None:
+            self._plant(growing, result)
+        else:
+            self._after_step(growing, path, growing.nodes[path.indices], result, played=True)
+
+    def _after_step(self, growing, path: _Path, node: Node, result: StepResult, played) -> None:
+        node.observation, node.score, node.valid = result.observation, result.score, result.valid
+        past = path.past
+        if played:
+            past = (*past, PastStep(node.action, result.observation))
+        text, context = self.dialogue.turn(result.observation, path.row.response)
+        tokens = path.row.tokens + context
+        outcome = self._outcome(path, result, len(tokens))
+        if outcome:
+            node.done, node.outcome = True, outcome
+            node.reward = 1.0 if outcome == "success" else 0.0
+            node.requested = node.granted = 0 if node.spark else 1
+            self._finish(growing, path)
+            return
+        node.prompt, node.context_ids = text, context
+        self._go_on(growing, path, node, tokens, past, path.step + 1, result.score)
+
+    def _outcome(self, path: _Path, result: StepResult, tokens: int) -> Outcome | None:
+        if result.success:
+            return "success"
+        if result.done:
+            return "failure"
+        if path.step >= self.limits.max_steps:
+            return "step_limit"
+        if tokens + self.limits.response_tokens > self.limits.path_tokens:
+            return "token_limit"
+        return None
+
+    def _finish(self, growing: _Growing, path: _Path) -> None:
+        if path.head and path.indices[-1] == 0:  # same_step: a step that ends its path
+            growing.nodes[path.parent].requested = 1  # asks for nothing
+            growing.budget.withdraw(path.parent)
+            if growing.forks.pop(path.parent, None):
+                self._drop_prefix(path.row)
+        growing.budget.finish(path.indices)
+        del growing.paths[path.indices]
+        self.engine.release(path.row.pages)
+        self.environments.release(self._key(growing, path.indices))
+
+    def _go_on(
+        self, growing, path: _Path, node: Node, tokens, past, step: int, score: float, head=()
+    ) -> None:
+        """Child 0 goes on at once; a fork that was asked for waits for its depth's decision."""
+        child = (*path.indices, 0)
+        row = self._row(growing, child, tokens, path.row.pages, len(head))
+        may_fork = bool(head) or self.rule.fork_at == "next_step"
+        look = Step(node.spark, node.logprobs, (*growing.identity, path.indices))
+        node.requested = self.rule.branch if may_fork and self.rule.signal(look) else 1
+        if growing.budget.request(path.indices, path.step, node.requested):
+            fork = _Fork(path.indices, row, list(tokens), past, step, score, head)
+            growing.forks[path.indices] = fork
+            row.keep_prefix = True
+        old = path.indices
+        del growing.paths[old]
+        follower = _Path(child, old, step, row, past, score, head)
+        growing.paths[child] = follower
+        growing.budget.advance(old, child, step - 1)
+        self.environments.rename(self._key(growing, old), self._key(growing, child))
+        self.owner[row] = (growing, follower)
+        self.engine.add(row)
+
+    # --- forks ------------------------------------------------------------------------------
+
+    def _decide(self, growing: _Growing) -> None:
+        for grant in growing.budget.decide():
+            fork = growing.forks.pop(grant.who)
+            growing.nodes[grant.who].granted = grant.granted
+            fork.siblings = list(range(1, grant.granted))
+            for i in fork.siblings:
+                growing.budget.start((*grant.who, i), fork.step - 1)
+            if fork.siblings:
+                growing.granted.append(fork)
+            else:
+                self._drop_prefix(fork.source)
+
+    def _start_siblings(self, growing: _Growing) -> None:
+        """Granted siblings begin once child 0 has brought the shared prefix into the cache."""
+        for fork in list(growing.granted):
+            if fork.source.prefix is None:
+                continue
+            growing.granted.remove(fork)
+            for i in fork.siblings:
+                indices = (*fork.parent, i)
+                pages = self.engine.fork(fork.source.prefix)
+                row = self._row(growing, indices, fork.tokens, pages, len(fork.head))
+                path = _Path(
+                    indices, fork.parent, fork.step, row, fork.past, fork.score, fork.head
+                )
+                growing.paths[indices] = path
+                self.owner[row] = (growing, path)
+                self.engine.add(row)
+            self._drop_prefix(fork.source)
+
+    def _drop_prefix(self, row: Row) -> None:
+        row.keep_prefix = False
+        if row.prefix is not None:
+            self.engine.release(row.prefix)
+            row.prefix = None

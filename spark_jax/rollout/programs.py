@@ -1,0 +1,131 @@
+"""The two programs of the sampler, as pure functions: prefill of prompt tokens and a chunk of
+decoding. Both read and write the paged cache; both are jitted with the cache donated."""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from spark_jax.cache.kv import Kv
+from spark_jax.models.config import ModelConfig
+from spark_jax.models.transformer import forward, unembed
+from spark_jax.ops.paged_attention import paged_attention, write_pages
+from spark_jax.ops.sampling import sample_tokens
+
+
+class DecodeRows(NamedTuple):
+    """State of the rows of one decode batch (arrays of int32 unless said otherwise)."""
+
+    token_B: jax.Array  # last token of the path, not in the cache yet
+    position_B: jax.Array  # its position along the path = tokens in the cache
+    left_B: jax.Array  # response tokens still allowed; 0 = the row is not active
+    stop_B: jax.Array  # state of the stop automaton
+    key_B2: jax.Array  # uint32, identity of the row
+    table_BW: jax.Array  # pages of the row
+
+
+class Decoded(NamedTuple):
+    token_BX: jax.Array  # sampled tokens, -1 where the row was not active any more
+    logprob_BX: jax.Array  # float32
+    stop_B: jax.Array
+
+
+def _attend_pages(table_BW, position_BT, slot_N):
+    """An `attend` for the model: writes the new keys and values, then attends over the pages."""
+    B, T = position_BT.shape
+
+    def attend(q_NHC, k_NKC, v_NKC, kv_layer):
+        k_PSKC = write_pages(kv_layer[0], k_NKC, slot_N)
+        v_PSKC = write_pages(kv_layer[1], v_NKC, slot_N)
+        q_BTHC = q_NHC.reshape(B, T, *q_NHC.shape[1:])
+        out_BTHC, _ = paged_attention(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
+        return out_BTHC.reshape(q_NHC.shape), (k_PSKC, v_PSKC)
+
+    return attend
+
+
+def _slots(table_BW, position_BT, valid_BT, slots: int):
+    """Flat slot numbers of tokens; those that are not valid go to scratch page 0."""
+    page_BT = jnp.take_along_axis(table_BW, position_BT // slots, axis=1)
+    flat_BT = page_BT * slots + position_BT % slots
+    return jnp.where(valid_BT, flat_BT, position_BT % slots).reshape(-1)
+
+
+@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("kv",))
+def prefill(params, kv: Kv, token_BT, start_B, count_B, table_BW, *, config: ModelConfig) -> Kv:
+    """Writes keys and values of `count_B` tokens per row at positions start_B … into the pages.
+
+    No logits are computed: the last token of a prompt is fed by the first decoding step.
+    """
+    B, T = token_BT.shape
+    slots = kv[0][0].shape[1]
+    offset_T = jnp.arange(T)
+    valid_BT = offset_T < count_B[:, None]
+    position_BT = jnp.where(valid_BT, start_B[:, None] + offset_T, 0)
+    slot_N = _slots(table_BW, position_BT, valid_BT, slots)
+    attend = _attend_pages(table_BW, position_BT, slot_N)
+    _, kv = forward(params, config, token_BT.reshape(-1), position_BT.reshape(-1), attend, kv)
+    return kv
+
+
+@functools.partial(
+    jax.jit, static_argnames=("config", "chunk", "end_of_turn"), donate_argnames=("kv",)
+)
+def decode_chunk(
+    params,
+    kv: Kv,
+    rows: DecodeRows,
+    stop_table_QV,
+    temperature,
+    *,
+    config: ModelConfig,
+    chunk: int,
+    end_of_turn: int,
+) -> tuple[Kv, Decoded]:
+    """Samples up to `chunk` tokens per row without a look from the host.
+
+    A row ends at the token that completes a stop pattern, at the end-of-turn token, or when its
+    allowance is used up; the loop ends early when every row has ended.
+    """
+    B = rows.token_B.shape[0]
+    slots = kv[0][0].shape[1]
+    accept = stop_table_QV.shape[0] - 1
+
+    def running(carry):
+        i, _, rows, _ = carry
+        return (i < chunk) & jnp.any(rows.left_B > 0)
+
+    def step(carry):
+        i, kv, rows, out = carry
+        active_B = rows.left_B > 0
+        position_BT = rows.position_B[:, None]
+        slot_N = _slots(rows.table_BW, position_BT, active_B[:, None], slots)
+        attend = _attend_pages(rows.table_BW, position_BT, slot_N)
+        hidden_BD, kv = forward(params, config, rows.token_B, rows.position_B, attend, kv)
+        logits_BV = unembed(params, config, hidden_BD)
+        token_B, logprob_B = sample_tokens(
+            logits_BV, rows.key_B2, rows.position_B + 1, temperature
+        )
+        stop_B = jnp.where(active_B, stop_table_QV[rows.stop_B, token_B], rows.stop_B)
+        ended_B = (stop_B == accept) | (token_B == end_of_turn)
+        out = Decoded(
+            out.token_BX.at[:, i].set(jnp.where(active_B, token_B, -1)),
+            out.logprob_BX.at[:, i].set(jnp.where(active_B, logprob_B, 0.0)),
+            stop_B,
+        )
+        rows = rows._replace(
+            token_B=jnp.where(active_B, token_B, rows.token_B),
+            position_B=rows.position_B + active_B,
+            left_B=jnp.where(active_B & ended_B, 0, rows.left_B - active_B),
+            stop_B=stop_B,
+        )
+        return i + 1, kv, rows, out
+
+    out = Decoded(
+        jnp.full((B, chunk), -1, jnp.int32), jnp.zeros((B, chunk), jnp.float32), rows.stop_B
+    )
+    _, kv, _, out = jax.lax.while_loop(running, step, (0, kv, rows, out))
+    return kv, out

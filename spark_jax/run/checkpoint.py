@@ -1,0 +1,179 @@
+"""Checkpoints of a run: what a killed run needs to go on as if it had not been killed.
+
+`checkpoints/STEP/` holds parameters, optimiser state and the run's own small state (a dict that
+fits into JSON); `checkpoints/reference/` holds the parameters after the warm-up, saved once since
+they never change. Orbax writes each under a temporary name and renames it when it is complete, so
+a run killed at any moment leaves only whole checkpoints and rubbish that the next start removes.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from spark_jax.types import UserError
+
+
+class Restored(NamedTuple):
+    """One checkpoint, read back."""
+
+    step: int
+    params: Any
+    opt_state: Any  # None when it was not asked for
+    state: dict[str, Any]  # the run's own state, as given to `save`
+
+
+class Checkpoints:
+    """The checkpoints of one work folder. Only one writer may have it open.
+
+    Args:
+      workdir: the work folder; its `checkpoints/` is made when it is missing.
+      keep: newest checkpoints that stay (the reference always stays).
+      read_only: for evaluation and reports beside a running training: nothing is made or removed.
+    """
+
+    def __init__(self, workdir: pathlib.Path | str, keep: int = 2, read_only: bool = False):
+        self._folder = pathlib.Path(workdir).resolve() / "checkpoints"
+        if not read_only:
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UserError(
+                    f"{self._folder} cannot be made ({error.strerror}); choose another --workdir."
+                ) from None
+        self._manager = None
+        if self._folder.is_dir():
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    create=False,
+                    cleanup_tmp_directories=not read_only,
+                    # Saving is rare and short beside an iteration; done in the foreground, what
+                    # is on the disk when `save` returns is what a restart finds.
+                    enable_async_checkpointing=False,
+                    preservation_policy=checkpoint_managers.LatestN(keep),
+                ),
+                item_names=("params", "opt_state", "state"),
+            )
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, or None."""
+        return None if self._manager is None else self._manager.latest_step()
+
+    def all_steps(self) -> list[int]:
+        """Steps of all complete checkpoints, oldest first."""
+        return [] if self._manager is None else sorted(self._manager.all_steps())
+
+    def save(self, step: int, params: Any, opt_state: Any, state: dict[str, Any]) -> None:
+        """Saves a checkpoint; it is complete when this returns, and old ones are removed.
+
+        Args:
+          step: larger than every saved step.
+          params, opt_state: pytrees of arrays, sharded or not.
+          state: what JSON can hold (phase, iteration, best score, ...).
+        """
+        latest = self.latest_step()
+        if latest is not None and step <= latest:
+            raise ValueError(f"checkpoint {step} comes after {latest}")
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                opt_state=ocp.args.StandardSave(opt_state),
+                state=ocp.args.JsonSave(state),
+            ),
+        )
+        self._manager.wait_until_finished()
+
+    def restore(self, params: Any, opt_state: Any = None, step: int | None = None) -> Restored:
+        """Reads a checkpoint.
+
+        Args:
+          params, opt_state: pytrees of arrays or jax.ShapeDtypeStruct that say the structure,
+            shapes, dtypes and, where they carry one, the shardings to restore to. Without
+            `opt_state` it is not read (evaluation needs the parameters only).
+          step: None is the newest complete one.
+
+        Raises:
+          UserError: there is none, or it does not fit (another model).
+        """
+        steps = self.all_steps()
+        if step is None and steps:
+            step = steps[-1]
+        if step is None or step not in steps:
+            have = f"it has steps {', '.join(map(str, steps))}" if steps else "it has none"
+            raise UserError(
+                f"{self._folder} holds no complete checkpoint{'' if step is None else f' {step}'} "
+                f"({have}); give the work folder of a run that has saved one."
+            )
+        items = {"params": ocp.args.StandardRestore(_abstract(params))}
+        if opt_state is not None:
+            items["opt_state"] = ocp.args.StandardRestore(_abstract(opt_state))
+        items["state"] = ocp.args.JsonRestore()
+        try:
+            out = self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(_unfit(self._folder / str(step), error)) from error
+        return Restored(
+            step, out["params"], out["opt_state"] if opt_state is not None else None, out["state"]
+        )
+
+    def save_reference(self, params: Any) -> None:
+        """Saves the parameters after the warm-up, replacing those of an interrupted warm-up."""
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(self._folder / "reference", params, force=True)
+            writer.wait_until_finished()
+
+    def restore_reference(self, params: Any) -> Any:
+        """Reads the reference parameters; `params` as in `restore`.
+
+        Raises:
+          UserError: the run has not finished its warm-up, or another model was saved.
+        """
+        path = self._folder / "reference"
+        if not path.is_dir():
+            raise UserError(
+                f"{self._folder} holds no reference parameters; they exist once the warm-up of "
+                "the run is done."
+            )
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                out = reader.restore(path, _abstract(params))
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(_unfit(path, error)) from error
+        return out
+
+    def has_reference(self) -> bool:
+        """True once `save_reference` has completed."""
+        return (self._folder / "reference").is_dir()
+
+    def close(self) -> None:
+        """Releases Orbax's threads."""
+        if self._manager is not None:
+            self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _abstract(tree: Any) -> Any:
+    """Shapes, dtypes and shardings of a pytree; one without shardings goes to the first device."""
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def leaf(x: Any) -> jax.ShapeDtypeStruct:
+        sharding = getattr(x, "sharding", None)
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or here)
+
+    return jax.tree.map(leaf, tree)
+
+
+def _unfit(path: pathlib.Path, error: Exception) -> str:
+    first = " ".join(str(error).split())[:200]
+    return f"the checkpoint {path} does not fit this model or is damaged ({first})."

@@ -1,0 +1,105 @@
+"""`eval.json`: the results of every evaluation of a run, episode by episode.
+
+{"evaluations": [
+  {"name": "after warm-up", "step": 0, "temperature": 0.4, "splits": {
+    "L0": {"episodes": 64, "successes": 20, "success_rate": 0.31, "interval": [0.21, 0.43],
+           "types": {"find-plant": {"episodes": 4, "successes": 2}, ...},
+           "results": [{"type": "find-plant", "variation": 3, "seed": 0, "success": 1,
+                        "score": 100.0, "steps": 9}, ...]}}}]}
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from spark_jax.run.files import write_text
+from spark_jax.run.statistics import wilson
+from spark_jax.types import Task, UserError
+
+
+class EpisodeResult(NamedTuple):
+    """How one evaluation episode ended."""
+
+    task: Task
+    success: bool
+    score: float  # of the environment, 0..100
+    steps: int  # environment turns
+
+
+def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
+    """The entry of one split: counts, rate, 95 % Wilson interval, counts per type, episodes.
+
+    Raises:
+      ValueError: no episodes.
+    """
+    successes = sum(r.success for r in results)
+    interval = wilson(successes, len(results))
+    types: dict[str, dict[str, int]] = {}
+    for result in results:
+        entry = types.setdefault(result.task.type, {"episodes": 0, "successes": 0})
+        entry["episodes"] += 1
+        entry["successes"] += int(result.success)
+    return {
+        "episodes": len(results),
+        "successes": successes,
+        "success_rate": interval.estimate,
+        "interval": [interval.low, interval.high],
+        "types": dict(sorted(types.items())),
+        "results": [
+            {
+                "type": r.task.type,
+                "variation": r.task.variation,
+                "seed": r.task.seed,
+                "success": int(r.success),
+                "score": float(r.score),
+                "steps": r.steps,
+            }
+            for r in results
+        ],
+    }
+
+
+def add_evaluation(
+    workdir: pathlib.Path | str,
+    name: str,
+    step: int,
+    temperature: float,
+    splits: Mapping[str, Sequence[EpisodeResult]],
+) -> dict[str, Any]:
+    """Adds an evaluation to `eval.json`, or replaces the one with the same name (a resumed run
+    evaluates again what it had not recorded in a checkpoint).
+
+    Returns:
+      the entry that was written.
+    """
+    entry = {
+        "name": name,
+        "step": step,
+        "temperature": temperature,
+        "splits": {split: split_summary(results) for split, results in splits.items()},
+    }
+    entries = [e for e in read_evaluations(workdir) if e["name"] != name] + [entry]
+    entries.sort(key=lambda e: e["step"])
+    text = json.dumps({"evaluations": entries}, indent=1) + "\n"
+    write_text(pathlib.Path(workdir) / "eval.json", text)
+    return entry
+
+
+def read_evaluations(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
+    """The evaluations of a run in order of their steps; none if there is no file yet.
+
+    Raises:
+      UserError: the file is damaged.
+    """
+    path = pathlib.Path(workdir) / "eval.json"
+    try:
+        return list(json.loads(path.read_text(encoding="utf-8"))["evaluations"])
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({error}); remove it, and spark_jax.evaluate writes it again."
+        ) from None

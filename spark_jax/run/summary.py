@@ -1,0 +1,88 @@
+"""The closing table of a run: evaluations side by side, with intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+
+from spark_jax.run.statistics import Difference, paired_difference
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any], split: str) -> Difference | None:
+    """Paired difference of two evaluations (entries of `eval.json`) on the episodes of one split
+    that both played; None when they share none.
+
+    Raises:
+      KeyError: an evaluation lacks the split.
+    """
+    a, b = (_by_task(entry["splits"][split]["results"]) for entry in (first, second))
+    shared = [task for task in a if task in b]
+    if not shared:
+        return None
+    return paired_difference([a[t] for t in shared], [b[t] for t in shared])
+
+
+def print_summary(evaluations: Sequence[Mapping[str, Any]], stream: TextIO | None = None) -> None:
+    """Prints one row per split and one column per evaluation (success rate with its 95 % Wilson
+    interval); with two or more, the paired change from the first to the last with its p value."""
+    if not evaluations:
+        return
+    table = Table(title="Success rate, % [95 % interval]", title_justify="left")
+    table.add_column("split")
+    table.add_column("episodes", justify="right")
+    for entry in evaluations:
+        table.add_column(f"{entry['name']} (step {entry['step']})", justify="right")
+    if len(evaluations) > 1:
+        table.add_column("change, points", justify="right")
+        table.add_column("p", justify="right")
+    for row in summary_rows(evaluations):
+        table.add_row(*row)
+    console = Console(file=stream)
+    if not console.is_terminal:  # a log file has no width; never fold a table there
+        console = Console(file=stream, width=200)
+    console.print(table)
+
+
+def summary_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """The cells of the table, also used by the report."""
+    names = sorted({split for entry in evaluations for split in entry["splits"]})
+    rows = []
+    for split in names:
+        have = [entry for entry in evaluations if split in entry["splits"]]
+        counts = sorted({entry["splits"][split]["episodes"] for entry in have})
+        row = [split, "/".join(map(str, counts))]
+        row += [_rate(entry["splits"].get(split)) for entry in evaluations]
+        if len(evaluations) > 1:
+            difference = compare(have[0], have[-1], split) if len(have) > 1 else None
+            row += _change(difference)
+        rows.append(row)
+    return rows
+
+
+def _rate(summary: Mapping[str, Any] | None) -> str:
+    if summary is None:
+        return "–"
+    low, high = summary["interval"]
+    return f"{100 * summary['success_rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _change(difference: Difference | None) -> list[str]:
+    if difference is None:
+        return ["–", "–"]
+    d = difference
+    p = "< 0.001" if d.p_value < 0.001 else f"{d.p_value:.3f}"
+    return [f"{100 * d.estimate:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", p]
+
+
+def _by_task(results: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
+    """Success of each task; a panel may hold a task several times, told apart by occurrence."""
+    out: dict[tuple[Any, ...], float] = {}
+    seen: dict[tuple[Any, ...], int] = {}
+    for result in results:
+        task = (result["type"], result["variation"], result["seed"])
+        seen[task] = seen.get(task, -1) + 1
+        out[(*task, seen[task])] = float(result["success"])
+    return out
