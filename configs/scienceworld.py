@@ -50,6 +50,7 @@ def _instruct(config: ConfigDict, preset: str) -> ConfigDict:
     config.rl.learning_rate = 1e-5
     config.rollout.response_tokens = 128
     config.rollout.path_tokens = 4096
+    config.train.remat = True
     config.train.row_tokens = 4096
     config.train.row_targets = 2048
     config.eval.episodes = 128

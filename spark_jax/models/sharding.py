@@ -22,8 +22,8 @@ AXES = ("data", "fsdp", "tensor")
 
 # First pattern found in "layers_0/q/kernel"-like paths wins.
 RULES: tuple[tuple[str, PartitionSpec], ...] = (
-    # [V, D]: cut by rows only. With channels cut over fsdp, XLA spreads the channels of the residual
-    # stream over fsdp too and exchanges activations in every layer: 9 times the traffic.
+    # [V, D]: cut by rows only. With channels cut over fsdp, XLA would spread the channels of the
+    # residual stream over fsdp too and exchange activations in every layer.
     (r"(^|/)embed/embedding$", PartitionSpec(("tensor", "fsdp"))),
     (r"unembed/kernel$", PartitionSpec("fsdp", "tensor")),  # [D, V]
     (r"/(q|k|v|gate|up)/kernel$", PartitionSpec("fsdp", "tensor")),  # [D, H*C] or [D, F]

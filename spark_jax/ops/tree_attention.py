@@ -126,7 +126,7 @@ def _visible(i, j, block, groups, end_N):
 
 @jax.custom_vjp
 def _attend_blocks(q, k, v, blocks):
-    """q [n, K, G*block, C] (scaled), k and v [n, K, block, C] -> out like q, lse [n, K, G*block]."""
+    """q [n, K, G*block, C] (scaled), k, v [n, K, block, C] -> out like q, lse [n, K, G*block]."""
     return _attend_forward(q, k, v, blocks)[0]
 
 

@@ -110,6 +110,7 @@ class Checkpoints:
                 f"{self._folder} holds no complete checkpoint{'' if step is None else f' {step}'} "
                 f"({have}); give the work folder of a run that has saved one."
             )
+        _check_fit(self._folder / str(step) / "params", params)
         items = {"params": ocp.args.StandardRestore(_abstract(params))}
         if opt_state is not None:
             items["opt_state"] = ocp.args.StandardRestore(_abstract(opt_state))
@@ -140,12 +141,12 @@ class Checkpoints:
                 f"{self._folder} holds no reference parameters; they exist once the warm-up of "
                 "the run is done."
             )
+        _check_fit(path, params)
         try:
             with ocp.StandardCheckpointer() as reader:
-                out = reader.restore(path, _abstract(params))
+                return reader.restore(path, _abstract(params))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(_unfit(path, error)) from error
-        return out
 
     def has_reference(self) -> bool:
         """True once `save_reference` has completed."""
@@ -174,6 +175,32 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(leaf, tree)
 
 
+def _check_fit(path: pathlib.Path, wanted: Any) -> None:
+    """Compares names and shapes before anything is read, to name the first one that differs."""
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            stored = reader.metadata(path).item_metadata
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(_unfit(path, error)) from error
+    there, here = _shapes(getattr(stored, "tree", stored)), _shapes(wanted)
+    for name in [*here, *there]:
+        if there.get(name) != here.get(name):
+            old, new = (f"has shape {s[name]}" if name in s else "is absent" for s in (there, here))
+            raise UserError(
+                f"the checkpoint {path} does not fit: {name} {old} there and {new} in this model; "
+                "use the model that the run trained."
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): tuple(leaf.shape)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
 def _unfit(path: pathlib.Path, error: Exception) -> str:
     first = " ".join(str(error).split())[:200]
-    return f"the checkpoint {path} does not fit this model or is damaged ({first})."
+    return (
+        f"the checkpoint {path} cannot be read ({first}); go on from an older copy of the folder."
+    )

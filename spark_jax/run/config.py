@@ -30,7 +30,7 @@ def base_config() -> ConfigDict:
     config.seed = 0  # of everything: parameters, tasks, sampling
 
     config.env = ConfigDict()
-    config.env.name = "scienceworld"  # environment: scienceworld, toy, ...
+    config.env.name = "scienceworld"  # environment: scienceworld, or toy (instant, for tests)
     config.env.tasks = "default"  # task types, comma separated; "default": all the protocol has
     config.env.max_steps = 20  # turns of the environment before a path is cut (step_limit)
     config.env.workers = 0  # live environments; 0: as many as cores and memory allow
@@ -49,13 +49,13 @@ def base_config() -> ConfigDict:
     config.tree.leaves = 8  # N: leaves of a tree at most
     config.tree.roots = 4  # M: first steps sampled independently, M <= N
     config.tree.branch = 2  # B: children of a spark point, as the budget allows
-    config.tree.signal = "explore"  # what makes a spark point: see CHOICES
-    config.tree.signal_rate = 0.2  # random, mix: chance per step; entropy: share of steps forked
+    config.tree.signal = "explore"  # what makes a spark point: explore, random, always, never
+    config.tree.signal_rate = 0.2  # signal=random: chance that a step is a spark point
     config.tree.fork_at = "next_step"  # next_step (the paper's Eq. 6) or same_step
 
     config.algo = ConfigDict()
-    config.algo.name = "spark"  # spark, grpo, gigpo, rlvmr, eto, react
-    config.algo.advantage = "leaf_group"  # see CHOICES; used by spark and grpo
+    config.algo.name = "spark"  # spark, or grpo: separate episodes (signal never, roots = leaves)
+    config.algo.advantage = "leaf_group"  # of a leaf: see CHOICES, and learn/advantage.py for formulas
     config.algo.leaf_weight = "uniform"  # uniform (the paper) or path (product of 1/b_eff)
     config.algo.token_mean = "step"  # step: over all tokens of the optimiser step; leaf: per leaf
     config.algo.invalid_penalty = 0.0  # subtracted from the advantage of an invalid step's tokens
@@ -66,8 +66,9 @@ def base_config() -> ConfigDict:
     config.sft.batch_paths = 16  # paths of an optimiser step
     config.sft.learning_rate = 1e-3  # peak, decays by a cosine to min_learning_rate
     config.sft.min_learning_rate = 1e-4  # at the end; equal to learning_rate: constant
-    config.sft.patience = 4  # epochs without a better L0 panel before stopping; 0: never stop early
-    config.sft.panel = 32  # episodes of that L0 panel
+    config.sft.panel = 32  # episodes of the L0 panel that the warm-up is watched by; 0: none
+    config.sft.panel_every = 2  # epochs between panels
+    config.sft.patience = 0  # panels without a better one before stopping; 0: never stop early
     config.sft.weight_decay = 0.01  # AdamW
 
     config.rl = ConfigDict()
@@ -87,7 +88,8 @@ def base_config() -> ConfigDict:
     config.train = ConfigDict()
     config.train.row_tokens = 2048  # tokens of a packed row; a longer tree is cut into several rows
     config.train.row_targets = 1024  # tokens of a row that carry loss
-    config.train.rows = 1  # rows of a micro-batch
+    config.train.rows = 1  # rows of a micro-batch (on each device of the data and fsdp axes)
+    config.train.remat = False  # recompute layers in the backward pass: less memory, more time
 
     config.rollout = ConfigDict()
     config.rollout.rows = 16  # paths decoded at the same time
@@ -122,9 +124,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.preset": ("tiny", "smollm2", "qwen1.5b", "qwen7b"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
-    "tree.signal": ("explore", "entropy", "random", "always", "never", "mix"),
+    "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
-    "algo.name": ("spark", "grpo", "gigpo", "rlvmr", "eto", "react"),
+    "algo.name": ("spark", "grpo"),
     "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "mix"),
     "algo.leaf_weight": ("uniform", "path"),
     "algo.token_mean": ("step", "leaf"),
@@ -132,20 +134,20 @@ CHOICES: dict[str, tuple[str, ...]] = {
 SPLITS = ("L0", "L1", "L2")
 
 # Algorithms that sample separate episodes: a tree that never forks, with as many roots as leaves.
-SEPARATE_EPISODES = ("grpo", "gigpo", "rlvmr", "eto", "react")
+SEPARATE_EPISODES = ("grpo",)
 
 # key -> (is this value good?, what it has to be). Keys not named here are free.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {}
 for _key in (
-    "env.max_steps tree.leaves tree.roots tree.branch sft.batch_paths sft.panel "
+    "env.max_steps tree.leaves tree.roots tree.branch sft.batch_paths sft.panel_every "
     "rl.tasks_per_iteration rl.minibatches train.row_tokens train.row_targets train.rows "
     "rollout.rows rollout.page_slots rollout.chunk rollout.response_tokens rollout.path_tokens "
     "mesh.fsdp mesh.tensor checkpoint.every checkpoint.keep"
 ).split():
     _RULES[_key] = (lambda value: value >= 1, "1 or more")
 for _key in (
-    "seed env.workers sft.trajectories sft.epochs sft.patience sft.weight_decay rl.iterations "
-    "rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay algo.invalid_penalty rollout.pages "
+    "seed env.workers sft.panel sft.trajectories sft.epochs sft.patience sft.weight_decay "
+    "rl.iterations rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay algo.invalid_penalty rollout.pages "
     "eval.temperature eval.episodes eval.every mesh.data sft.min_learning_rate"
 ).split():
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
@@ -271,7 +273,7 @@ def check_config(config: ConfigDict) -> None:
 
 
 def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
-    """`{"tree.leaves": 8, ...}` in the order of the config. Lists become tuples."""
+    """`{"tree.leaves": 8, ...}`, sorted (as ConfigDict sorts its keys). Lists become tuples."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict | Mapping):

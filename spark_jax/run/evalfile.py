@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from spark_jax.run.files import write_text
-from spark_jax.run.statistics import wilson
+from spark_jax.run.statistics import bootstrap, wilson
 from spark_jax.types import Task, UserError
 
 
@@ -24,9 +24,14 @@ class EpisodeResult(NamedTuple):
     """How one evaluation episode ended."""
 
     task: Task
-    success: bool
+    success: bool  # by env.success
     score: float  # of the environment, 0..100
     steps: int  # environment turns
+    loose: bool = False  # the environment ended the episode with a score above 0
+    repeated: int = 0  # steps whose action and observation happened before in the episode
+    invalid: int = 0  # steps that the environment did not understand
+    explored: int = 0  # steps with a complete <explore> block
+    response_tokens: int = 0  # sampled
 
 
 def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -47,6 +52,7 @@ def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "successes": successes,
         "success_rate": interval.estimate,
         "interval": [interval.low, interval.high],
+        "measures": _measures(results),
         "types": dict(sorted(types.items())),
         "results": [
             {
@@ -56,10 +62,40 @@ def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
                 "success": int(r.success),
                 "score": float(r.score),
                 "steps": r.steps,
+                "loose": int(r.loose),
+                "repeated": r.repeated,
+                "invalid": r.invalid,
+                "explored": r.explored,
+                "response_tokens": r.response_tokens,
             }
             for r in results
         ],
     }
+
+
+def _measures(results: Sequence[EpisodeResult]) -> dict[str, list[float]]:
+    """[estimate, low, high] of what is reported beside success: means over episodes, ratios per
+    step of an episode; 95 % bootstrap over episodes."""
+    columns = {
+        "loose_success_rate": [float(r.loose) for r in results],
+        "score": [r.score for r in results],
+        "steps": [float(r.steps) for r in results],
+        "repeat_ratio": [r.repeated / max(1, r.steps) for r in results],
+        "invalid_ratio": [r.invalid / max(1, r.steps) for r in results],
+        "explore_rate": [r.explored / max(1, r.steps) for r in results],
+        "response_tokens": [float(r.response_tokens) for r in results],
+    }
+    return {name: list(bootstrap(values, draws=2000)) for name, values in columns.items()}
+
+
+def eval_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
+    """The `eval/*` numbers of one evaluation for metrics.jsonl."""
+    out = {}
+    for split, summary in entry["splits"].items():
+        out[f"eval/{split}/success_rate"] = summary["success_rate"]
+        for name, (estimate, _, _) in summary["measures"].items():
+            out[f"eval/{split}/{name}"] = estimate
+    return out
 
 
 def add_evaluation(

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a bar where there is a terminal, one line per unit of work elsewhere."""
+"""Progress on the terminal: a bar where there is a terminal, one line per unit elsewhere."""
 
 from __future__ import annotations
 
@@ -86,6 +86,11 @@ class Progress:
             print(line, file=self._stream, flush=True)
         else:
             self._bars.update(self._task, completed=self._done, text=self._numbers)
+
+    @property
+    def is_terminal(self) -> bool:
+        """True where a bar moves; elsewhere every `advance` is a line."""
+        return self._bars is not None
 
     def note(self, text: str) -> None:
         """Says what is going on inside the current unit. Shown on terminals only."""

@@ -1,0 +1,156 @@
+"""Advantages of the leaves of one tree, as small pure functions (DESIGN 3.5).
+
+Every function takes the tree and the weights w of its leaves and returns `A_LG`: row l is a leaf
+(in the order of `tree.leaf_ids()`), column g a node; only nodes on the path of l mean anything.
+Most formulas give one number a leaf (a constant row); `sibling` gives one number a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from spark_jax.types import Tree
+
+EPSILON = 1e-6  # added to the standard deviation
+
+Advantage = Callable[[Tree, np.ndarray], np.ndarray]
+
+
+def leaf_rewards(tree: Tree) -> np.ndarray:
+    """R of each leaf, [L]."""
+    return np.array([tree.nodes[i].reward for i in tree.leaf_ids()], np.float64)
+
+
+def uniform_weights(tree: Tree) -> np.ndarray:
+    """w = 1 for every leaf (the paper). A path that forks has more leaves and so weighs more: as
+    an estimate of the expected return of the policy this is biased."""
+    return np.ones(len(tree.leaf_ids()))
+
+
+def path_weights(tree: Tree) -> np.ndarray:
+    """w = product of 1/b_eff over the forks on the path to the leaf: every root weighs 1, however
+    often the paths below it fork. Without forks this is `uniform_weights`."""
+    children = tree.children()
+    weights = np.ones(len(tree.nodes))
+    for node in tree.nodes[1:]:
+        siblings = len(children[node.parent]) if node.parent > 0 else 1
+        weights[node.id] = weights[node.parent] / siblings
+    return weights[tree.leaf_ids()]
+
+
+LEAF_WEIGHTS: dict[str, Callable[[Tree], np.ndarray]] = {
+    "uniform": uniform_weights,
+    "path": path_weights,
+}
+
+
+def weighted_mean(values: np.ndarray, weights: np.ndarray) -> float:
+    """sum(w x) / sum(w)."""
+    return float((weights * values).sum() / weights.sum())
+
+
+def weighted_std(values: np.ndarray, weights: np.ndarray, copies: np.ndarray | int = 1) -> float:
+    """Sample standard deviation: sqrt(sum(c w (x - mean)^2) / (W - sum(c w^2) / W)), W = sum(c w),
+    where value x is seen c times with weight w each. For w = 1 this is ddof = 1."""
+    counted = copies * weights
+    total = counted.sum()
+    freedom = total - (counted * weights).sum() / total
+    mean = weighted_mean(values, counted)
+    if freedom <= 0.0:
+        return 0.0
+    return float(np.sqrt((counted * (values - mean) ** 2).sum() / freedom))
+
+
+def _constant_rows(tree: Tree, advantage_L: np.ndarray) -> np.ndarray:
+    return np.repeat(advantage_L[:, None], len(tree.nodes), axis=1)
+
+
+def _no_variance(rewards: np.ndarray) -> bool:
+    # Compared, not computed: the mean of equal numbers can differ from them by a rounding error,
+    # which 1 / (0 + 1e-6) would blow up.
+    return rewards.size < 2 or bool(np.all(rewards == rewards[0]))
+
+
+def leaf_group(tree: Tree, weights: np.ndarray) -> np.ndarray:
+    """A_l = (R_l - mean) / (std + 1e-6) over the leaves of the group, std with ddof 1 (the paper,
+    after GRPO, arXiv 2402.03300). One leaf or no variance: 0."""
+    rewards = leaf_rewards(tree)
+    if _no_variance(rewards):
+        return np.zeros((rewards.size, len(tree.nodes)))
+    mean, std = weighted_mean(rewards, weights), weighted_std(rewards, weights)
+    return _constant_rows(tree, (rewards - mean) / (std + EPSILON))
+
+
+def path_steps(tree: Tree) -> np.ndarray:
+    """Number of environment turns of each leaf's path, [L]."""
+    return np.array(
+        [len({tree.nodes[i].step for i in tree.path(leaf)[1:]}) for leaf in tree.leaf_ids()],
+        np.float64,
+    )
+
+
+def step_rows(tree: Tree, weights: np.ndarray) -> np.ndarray:
+    """As `leaf_group`, but mean and std run over the step rows (every leaf counts once for each of
+    its steps), so long episodes weigh more: what the released code of SPARK computes."""
+    rewards = leaf_rewards(tree)
+    if _no_variance(rewards):
+        return np.zeros((rewards.size, len(tree.nodes)))
+    steps = path_steps(tree)
+    mean = weighted_mean(rewards, weights * steps)
+    std = weighted_std(rewards, weights, steps)
+    return _constant_rows(tree, (rewards - mean) / (std + EPSILON))
+
+
+def no_std(tree: Tree, weights: np.ndarray) -> np.ndarray:
+    """A_l = R_l - mean (Dr. GRPO, arXiv 2503.20783)."""
+    rewards = leaf_rewards(tree)
+    if _no_variance(rewards):
+        return np.zeros((rewards.size, len(tree.nodes)))
+    return _constant_rows(tree, rewards - weighted_mean(rewards, weights))
+
+
+def node_values(tree: Tree, weights: np.ndarray) -> np.ndarray:
+    """Weighted mean R of the leaves below each node, [G]."""
+    total, mass = np.zeros(len(tree.nodes)), np.zeros(len(tree.nodes))
+    leaves = tree.leaf_ids()
+    total[leaves], mass[leaves] = weights * leaf_rewards(tree), weights
+    for node in reversed(tree.nodes[1:]):
+        total[node.parent] += total[node.id]
+        mass[node.parent] += mass[node.id]
+    return total / np.where(mass > 0.0, mass, 1.0)
+
+
+def sibling(tree: Tree, weights: np.ndarray) -> np.ndarray:
+    """For child c of a fork: A = mean R of the leaves below c - mean of that over the fork's
+    children. The roots are siblings too; between forks the nearest fork above applies; a node
+    without any fork above gets 0."""
+    children = tree.children()
+    value_G = node_values(tree, weights)
+    advantage_G = np.zeros(len(tree.nodes))
+    for node in tree.nodes[1:]:
+        siblings = children[node.parent]
+        if len(siblings) > 1:
+            advantage_G[node.id] = value_G[node.id] - value_G[siblings].mean()
+        else:
+            advantage_G[node.id] = advantage_G[node.parent]
+    return np.repeat(advantage_G[None, :], len(tree.leaf_ids()), axis=0)
+
+
+def mix(parts: Sequence[tuple[float, Advantage]]) -> Advantage:
+    """A = sum of coefficient * A_part."""
+
+    def mixed(tree: Tree, weights: np.ndarray) -> np.ndarray:
+        return sum(coefficient * part(tree, weights) for coefficient, part in parts)
+
+    return mixed
+
+
+ADVANTAGES: dict[str, Advantage] = {
+    "leaf_group": leaf_group,
+    "step_rows": step_rows,
+    "no_std": no_std,
+    "sibling": sibling,
+    "mix": mix(((0.5, leaf_group), (0.5, sibling))),
+}

@@ -1,0 +1,295 @@
+"""The jitted pieces of an optimiser step: score, accumulate gradients, apply.
+
+    steps = make_steps(config, loss, optimizer, ...)
+    opt_state = steps.init(params)
+    sums = steps.zero(params)
+    for batch in micro_batches:                      # one shape, one compilation
+        sums = steps.gradient(params, sums, batch, z)
+    params, opt_state, metrics = steps.apply(params, opt_state, sums, learning_rate)
+
+One code for the warm-up and for RL: only the loss differs. The vocabulary projection runs at the
+gathered predecessors of the targets, a chunk of targets at a time, rematerialised: no [R, T, V].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from spark_jax.learn.loss import Loss
+from spark_jax.learn.pack import PackedBatch
+from spark_jax.models import transformer
+from spark_jax.models.config import ModelConfig
+from spark_jax.models.sharding import param_shardings, row_sharding
+from spark_jax.ops.tree_attention import DEFAULT_BLOCK, Backend, make_attend
+
+Params = Any
+CHUNK_LOGITS = 2**23  # logits of one chunk on one device: 32 MiB in float32
+
+
+class Sums(NamedTuple):
+    """Accumulated over the micro-batches of an optimiser step. Donated, so use each one once."""
+
+    grads: Params  # like the params, float32 or wider
+    metrics: dict[str, jax.Array]
+
+
+class Steps(NamedTuple):
+    """Jitted functions; see the module docstring. `z` and `learning_rate` are traced numbers."""
+
+    init: Callable[[Params], Any]  # params -> opt_state, sharded as the params
+    zero: Callable[[Params], Sums]
+    score: Callable[[Params, PackedBatch], tuple[jax.Array, jax.Array]]  # (logp_RM, entropy_RM)
+    gradient: Callable[[Params, Sums, PackedBatch, float], Sums]  # donates the sums
+    apply: Callable[
+        [Params, Any, Sums, float], tuple[Params, Any, dict]
+    ]  # keeps only the sums
+
+
+def adamw(
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    max_norm: float = 1.0,
+) -> optax.GradientTransformation:
+    """AdamW (arXiv 1711.05101) behind a clip by global norm, without the learning rate, which
+    `Steps.apply` multiplies in. Only matrices decay, not norm scales and biases. Moments are
+    float32 or wider whatever the parameters are."""
+    return optax.chain(
+        optax.clip_by_global_norm(max_norm),
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(
+            weight_decay, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+        ),
+    )
+
+
+def _chunk_size(targets: int, rows: int, vocab_size: int) -> int:
+    """Targets of a row that one chunk takes: a power of two, at most CHUNK_LOGITS logits."""
+    wanted = min(max(CHUNK_LOGITS // (rows * vocab_size), 8), targets)
+    return 1 << (wanted.bit_length() - 1)
+
+
+def token_logps(
+    params: Params,
+    batch: PackedBatch,
+    *,
+    config: ModelConfig,
+    temperature: float = 1.0,
+    mesh: Mesh | None = None,
+    remat: bool = False,
+    backend: Backend = "blockwise",
+    block: int = DEFAULT_BLOCK,
+    entropy_gradient: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probability of each target under softmax(logits / temperature), and the entropy of that
+    distribution in nats, both [R, M], float32 or wider; 0 where n = 0.
+
+    `entropy_gradient` is needed only by losses that use the entropy: it costs time.
+    """
+    rows, row_tokens = batch.tokens_RT.shape
+    attend = make_attend(batch.end_RT, mesh, backend, block)
+    hidden_ND, _ = transformer.forward(
+        params,
+        config,
+        batch.tokens_RT.reshape(-1),
+        batch.position_RT.reshape(-1),
+        attend,
+        remat=remat,
+    )
+    hidden_RTD = hidden_ND.reshape(rows, row_tokens, -1)
+    # A predecessor that several targets share (a fork) is gathered once for each of them.
+    hidden_RMD = jnp.take_along_axis(hidden_RTD, batch.pred_RM[..., None], axis=1)
+    label_RM = jnp.take_along_axis(batch.tokens_RT, batch.target_RM, axis=1)
+
+    targets = label_RM.shape[1]
+    parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    chunk = _chunk_size(targets, -(-rows // parts), config.vocab_size)
+    count = -(-targets // chunk)
+
+    def chunks(x, fill=0):
+        padding = [(0, 0), (0, count * chunk - targets)] + [(0, 0)] * (x.ndim - 2)
+        x = jnp.pad(x, padding, constant_values=fill)
+        return x.reshape(rows, count, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+    def measure(hidden_RmD, label_Rm):
+        flat = hidden_RmD.reshape(rows * chunk, -1)
+        logits = transformer.unembed(params, config, flat) / temperature
+        logits = logits.reshape(rows, chunk, -1)
+        lse = jax.nn.logsumexp(logits, axis=-1)
+        # A masked sum rather than a gather: it stays local when the vocabulary is sharded.
+        at_label = jnp.arange(logits.shape[-1]) == label_Rm[..., None]
+        logp = jnp.where(at_label, logits, 0.0).sum(axis=-1) - lse
+        source = logits if entropy_gradient else jax.lax.stop_gradient(logits)
+        base = lse if entropy_gradient else jax.lax.stop_gradient(lse)
+        entropy = base - (jnp.exp(source - base[..., None]) * source).sum(axis=-1)
+        return logp, entropy
+
+    @jax.checkpoint
+    def one_chunk(hidden_RmD, label_Rm, n_Rm):
+        shapes = jax.eval_shape(measure, hidden_RmD, label_Rm)
+        nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
+        # Rows are filled from the front: whole chunks of padding are common, and skipped.
+        logp, entropy = jax.lax.cond(jnp.any(n_Rm > 0), measure, nothing, hidden_RmD, label_Rm)
+        return jnp.where(n_Rm > 0, logp, 0.0), jnp.where(n_Rm > 0, entropy, 0.0)
+
+    _, (logp, entropy) = jax.lax.scan(
+        lambda carry, xs: (carry, one_chunk(*xs)),
+        None,
+        (chunks(hidden_RMD), chunks(label_RM), chunks(batch.n_RM)),
+    )
+
+    def rows_first(x):
+        return x.swapaxes(0, 1).reshape(rows, count * chunk)[:, :targets]
+
+    return rows_first(logp), rows_first(entropy)
+
+
+def _like_params(tree: Any, params: Params, shardings: Params, rest: NamedSharding) -> Any:
+    """Shardings for an optimiser state: its subtrees that look like the params get theirs."""
+    structure = jax.tree.structure(params)
+
+    def is_params(x):
+        return jax.tree.structure(x) == structure
+
+    return jax.tree.map(lambda x: shardings if is_params(x) else rest, tree, is_leaf=is_params)
+
+
+def state_shardings(optimizer: optax.GradientTransformation, params: Params, mesh: Mesh) -> Any:
+    """Tree of NamedSharding for the optimiser state of `params` (arrays or shapes)."""
+    shapes = jax.eval_shape(optimizer.init, _wide(params))
+    whole = NamedSharding(mesh, PartitionSpec())
+    return _like_params(shapes, params, param_shardings(params, mesh), whole)
+
+
+def _wide(params: Params) -> Params:
+    """Params as shapes or arrays, in float32 or wider."""
+
+    def one(x):
+        dtype = jnp.promote_types(x.dtype, jnp.float32)
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, dtype)
+        return x.astype(dtype)
+
+    return jax.tree.map(one, params)
+
+
+def put_batch(batch: PackedBatch, mesh: Mesh | None = None) -> PackedBatch:
+    """The batch on the device, or its rows spread over the mesh's data and fsdp axes."""
+    if mesh is None:
+        return PackedBatch(*(jnp.asarray(x) for x in batch))
+    return PackedBatch(*(jax.device_put(x, row_sharding(mesh)) for x in batch))
+
+
+def make_steps(
+    config: ModelConfig,
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    temperature: float = 1.0,
+    mesh: Mesh | None = None,
+    remat: bool = False,
+    backend: Backend = "blockwise",
+    block: int = DEFAULT_BLOCK,
+    entropy_gradient: bool = False,
+) -> Steps:
+    """Builds the jitted functions of `Steps`.
+
+    With a mesh, params must lie as `models.sharding.param_shardings` says, the rows of a
+    micro-batch must divide by data * fsdp, and batches come from `put_batch(batch, mesh)`.
+    `z` is the sum of n over the whole optimiser step: all trees, rows, micro-batches, devices.
+    """
+    options = dict(
+        config=config, temperature=temperature, mesh=mesh, remat=remat, backend=backend, block=block
+    )
+
+    def place_params(tree):
+        if mesh is None:
+            return tree
+        return jax.lax.with_sharding_constraint(tree, param_shardings(tree, mesh))
+
+    def init(params):
+        state = optimizer.init(_wide(params))
+        if mesh is None:
+            return state
+        return jax.lax.with_sharding_constraint(state, state_shardings(optimizer, params, mesh))
+
+    def empty_metrics(params, rows, targets, dtype):
+        number = jax.ShapeDtypeStruct((rows, targets), dtype)
+        index = jax.ShapeDtypeStruct((rows, targets), jnp.int32)
+        batch = PackedBatch(index, index, index, index, index, *([number] * 5))
+        return jax.eval_shape(loss, number, number, batch)[1]
+
+    def zero(params):
+        grads = place_params(jax.tree.map(jnp.zeros_like, _wide(params)))
+        dtype = jnp.result_type(*jax.tree.leaves(grads))
+        names = empty_metrics(params, 1, 1, dtype)
+        return Sums(grads, {name: jnp.zeros((), dtype) for name in ("loss", *names)})
+
+    def score(params, batch):
+        return token_logps(params, batch, **options)
+
+    def gradient(params, sums, batch, z):
+        def objective(params):
+            logp_RM, entropy_RM = token_logps(
+                params, batch, entropy_gradient=entropy_gradient, **options
+            )
+            total, metrics = loss(logp_RM, entropy_RM, batch)
+            return total / z, {name: value / z for name, value in metrics.items()}
+
+        (value, metrics), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        metrics = {"loss": value, **metrics}
+        return Sums(
+            jax.tree.map(lambda a, g: a + g.astype(a.dtype), sums.grads, place_params(grads)),
+            {name: old + metrics[name].astype(old.dtype) for name, old in sums.metrics.items()},
+        )
+
+    def apply(params, opt_state, sums, learning_rate):
+        norm = optax.tree.norm(sums.grads)
+        wide = _wide(params)
+        updates, new_state = optimizer.update(sums.grads, opt_state, wide)
+        new_params = jax.tree.map(
+            lambda p, w, u: (w - learning_rate * u).astype(p.dtype), params, wide, updates
+        )
+        # A step whose gradient overflowed is left out rather than spread over all parameters.
+        finite = jnp.isfinite(norm)
+        new_params, new_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (place_params(new_params), new_state),
+            (params, opt_state),
+        )
+        skipped = 1.0 - finite.astype(norm.dtype)
+        return new_params, new_state, {**sums.metrics, "grad_norm": norm, "skipped": skipped}
+
+    return Steps(
+        init=jax.jit(init),
+        zero=jax.jit(zero),
+        score=jax.jit(score),
+        gradient=jax.jit(gradient, donate_argnums=1),
+        apply=jax.jit(apply, donate_argnums=(0, 1)),
+    )
+
+
+def optimiser_step(
+    steps: Steps,
+    params: Params,
+    opt_state: Any,
+    batches: Sequence[PackedBatch],
+    z: float,
+    learning_rate: float,
+) -> tuple[Params, Any, dict[str, jax.Array]]:
+    """One update from all micro-batches of an optimiser step. `params` and `opt_state` are donated.
+
+    Metrics are means over token copies: `loss`, those of the loss function, `grad_norm` (before
+    the clip) and `skipped` (1 if the gradient was not finite and nothing was changed).
+    """
+    sums = steps.zero(params)
+    for batch in batches:
+        sums = steps.gradient(params, sums, batch, z)
+    return steps.apply(params, opt_state, sums, learning_rate)

@@ -1,0 +1,93 @@
+"""What a set of trees says about the policy: pure functions over finished trees."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from spark_jax.types import Tree
+
+
+class PathMeasure(NamedTuple):
+    """One leaf's path."""
+
+    success: bool  # by env.success
+    loose: bool  # the environment ended the episode with a score above 0 (the authors' rule)
+    score: float  # 0..100
+    steps: int  # environment turns
+    repeated: int  # steps whose (action, observation) happened on this path before
+    invalid: int  # steps that the environment did not understand
+    explored: int  # steps with a complete <explore> block
+    response_tokens: int
+    tokens: int  # of the whole path, prompt included
+
+
+def measure_path(tree: Tree, leaf: int) -> PathMeasure:
+    """Counts along the path to `leaf`."""
+    path = [tree.nodes[i] for i in tree.path(leaf)]
+    turns = [node for node in path[1:] if node.action or node.observation]
+    seen: set[tuple[str, str]] = set()
+    repeated = 0
+    for node in turns:
+        repeated += (node.action, node.observation) in seen
+        seen.add((node.action, node.observation))
+    last = path[-1]
+    ended = last.outcome in ("success", "failure")
+    return PathMeasure(
+        success=last.outcome == "success",
+        loose=ended and last.score > 0,
+        score=last.score,
+        steps=last.step,
+        repeated=repeated,
+        invalid=sum(not node.valid for node in turns),
+        explored=sum(node.spark for node in path),
+        response_tokens=sum(len(node.response_ids) for node in path),
+        tokens=sum(len(node.response_ids) + len(node.context_ids) for node in path),
+    )
+
+
+def duplicate_children(tree: Tree) -> int:
+    """Siblings that wrote exactly what an earlier sibling wrote."""
+    count = 0
+    for kids in tree.children():
+        texts = [tuple(tree.nodes[k].response_ids) for k in kids]
+        count += len(texts) - len(set(texts))
+    return count
+
+
+def informative_groups(trees: Sequence[Tree]) -> int:
+    """Groups whose leaves do not all have the same reward: the ones that teach."""
+    return sum(len({tree.nodes[i].reward for i in tree.leaf_ids()}) > 1 for tree in trees)
+
+
+def split_forks(tree: Tree) -> tuple[int, int]:
+    """(forks after a step, those whose children end in different best rewards)."""
+    best = [node.reward for node in tree.nodes]
+    for node in reversed(tree.nodes[1:]):
+        best[node.parent] = max(best[node.parent], best[node.id])
+    forks = [kids for kids in tree.children()[1:] if len(kids) > 1]
+    return len(forks), sum(len({best[k] for k in kids}) > 1 for kids in forks)
+
+
+def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
+    """The `rollout/*` metrics that can be read off trees. Ratios over steps or leaves."""
+    leaves = [(tree, leaf) for tree in trees for leaf in tree.leaf_ids()]
+    paths = [measure_path(tree, leaf) for tree, leaf in leaves]
+    nodes = [node for tree in trees for node in tree.nodes[1:]]
+    steps = max(1, sum(p.steps for p in paths))
+    forks = [split_forks(tree) for tree in trees]
+    return {
+        "rollout/success_rate": sum(p.success for p in paths) / len(paths),
+        "rollout/score": sum(p.score for p in paths) / len(paths),
+        "rollout/leaves": len(paths),
+        "rollout/steps": steps / len(paths),
+        "rollout/explore_rate": sum(node.spark for node in nodes) / len(nodes),
+        "rollout/repeat_ratio": sum(p.repeated for p in paths) / steps,
+        "rollout/invalid_ratio": sum(p.invalid for p in paths) / steps,
+        "rollout/response_tokens": sum(len(node.response_ids) for node in nodes),
+        "rollout/linear_tokens": sum(p.tokens for p in paths),
+        "rollout/duplicate_children": sum(duplicate_children(tree) for tree in trees),
+        "rollout/informative_groups": informative_groups(trees),
+        "rollout/forks": sum(n for n, _ in forks),
+        "rollout/splitting_forks": sum(n for _, n in forks),
+    }

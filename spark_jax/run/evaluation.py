@@ -1,0 +1,61 @@
+"""Plays a fixed panel of tasks, one episode each, and says how they ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from spark_jax.envs.pool import EnvPool
+from spark_jax.rollout.dialogue import Dialogue
+from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.expand import Limits, grow_trees
+from spark_jax.rollout.measure import measure_path
+from spark_jax.run.evalfile import EpisodeResult
+from spark_jax.run.policy import EPISODE
+from spark_jax.types import Task, Tree
+
+
+def play_panel(
+    panel: Sequence[Task],
+    params: Any,
+    engine: Engine,
+    environments: EnvPool,
+    dialogue: Dialogue,
+    limits: Limits,
+    seed: int,
+    temperature: float,
+    deterministic: bool = True,
+    on_episode: Callable[[EpisodeResult], None] | None = None,
+) -> list[EpisodeResult]:
+    """One episode per task, in the order of the panel.
+
+    The random keys depend on (seed, task) and not on the parameters: two policies that play the
+    same panel are compared under common random numbers.
+    """
+    engine.use(params, temperature)
+
+    def tell(tree: Tree) -> None:
+        if on_episode:
+            on_episode(_result(tree))
+
+    trees = grow_trees(
+        panel, engine, environments, dialogue, EPISODE, limits, (seed, "eval", 0), deterministic,
+        tell,
+    )  # fmt: skip
+    return [_result(tree) for tree in trees]
+
+
+def _result(tree: Tree) -> EpisodeResult:
+    (leaf,) = tree.leaf_ids()
+    m = measure_path(tree, leaf)
+    return EpisodeResult(
+        task=tree.task,
+        success=m.success,
+        loose=m.loose,
+        score=m.score,
+        steps=m.steps,
+        repeated=m.repeated,
+        invalid=m.invalid,
+        explored=m.explored,
+        response_tokens=m.response_tokens,
+    )

@@ -1,0 +1,146 @@
+"""One iteration of SPARK: grow trees, weigh every token, update. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from spark_jax.envs.pool import EnvPool
+from spark_jax.envs.tasks import tasks_of_iteration
+from spark_jax.learn import advantage
+from spark_jax.learn.credit import normaliser, record_advantages, segment_weights
+from spark_jax.learn.pack import PackedBatch, micro_batches, pack_trees
+from spark_jax.learn.step import Steps, optimiser_step, put_batch
+from spark_jax.rollout.dialogue import Dialogue
+from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.expand import grow_trees
+from spark_jax.rollout.measure import rollout_metrics
+from spark_jax.run.policy import Policy, limits, rows_of_micro_batch, to_host, tree_rule
+from spark_jax.types import Task, Tree
+
+ADVANTAGES: dict[str, advantage.Advantage] = {
+    "leaf_group": advantage.leaf_group,
+    "step_rows": advantage.step_rows,
+    "no_std": advantage.no_std,
+    "sibling": advantage.sibling,
+    "mix": advantage.mix([(0.5, advantage.leaf_group), (0.5, advantage.sibling)]),
+}
+LEAF_WEIGHTS = {"uniform": advantage.uniform_weights, "path": advantage.path_weights}
+
+
+class Learned(NamedTuple):
+    params: Any
+    opt_state: Any
+    metrics: dict[str, float]
+
+
+def rollout(
+    config: ConfigDict,
+    iteration: int,
+    train: dict[str, list[Task]],
+    params: Any,
+    engine: Engine,
+    environments: EnvPool,
+    dialogue: Dialogue,
+    on_tree: Callable[[Tree], None] | None = None,
+) -> tuple[list[Tree], dict[str, float]]:
+    """The trees of an iteration and the `rollout/*` and `time/*` metrics."""
+    start = time.perf_counter()
+    before = dict(environments.stats)
+    tasks = tasks_of_iteration(train, config.rl.tasks_per_iteration, config.seed, iteration)
+    engine.use(params, config.rl.temperature)
+    trees = grow_trees(
+        tasks, engine, environments, dialogue, tree_rule(config), limits(config),
+        (config.seed, "rl", iteration), config.rollout.deterministic, on_tree,
+    )  # fmt: skip
+    spent = {name: environments.stats[name] - before[name] for name in before}
+    metrics = rollout_metrics(trees) | {
+        "rollout/prefill_tokens": engine.stats.prefill_tokens,
+        "rollout/evictions": engine.stats.evictions,
+        "rollout/wasted_rows": 1 - engine.stats.response_tokens / max(1, engine.stats.decode_rows),
+        "rollout/pages": engine.stats.most_pages,
+        "rollout/env_steps": spent["env_steps"],
+        "rollout/replay_steps": spent["replay_steps"],
+        "rollout/replay_mismatches": spent["replay_mismatches"],
+        "time/worker_restarts": spent["worker_restarts"],
+        "time/rollout_s": time.perf_counter() - start,
+        "time/device_s": engine.stats.device_seconds,
+        "time/env_s": spent["step_seconds"],
+    }
+    return trees, metrics
+
+
+def learn(
+    config: ConfigDict,
+    trees: Sequence[Tree],
+    steps: Steps,
+    policy: Policy,
+    params: Any,
+    opt_state: Any,
+    reference: Any,
+) -> Learned:
+    """`rl.minibatches` optimiser steps over whole trees. `params` and `opt_state` are donated.
+
+    Log-probabilities of the reference (and, with `rl.recompute_old`, of the policy that sampled)
+    are computed for all minibatches before the first update.
+    """
+    start = time.perf_counter()
+    weight = LEAF_WEIGHTS[config.algo.leaf_weight]
+    items = []
+    for tree in trees:
+        weights_L = weight(tree)
+        credit = segment_weights(
+            tree,
+            ADVANTAGES[config.algo.advantage](tree, weights_L),
+            weights_L,
+            config.algo.invalid_penalty,
+            per_leaf=config.algo.token_mean == "leaf",
+        )
+        record_advantages(tree, credit)
+        items.append((tree, credit))
+
+    rows = rows_of_micro_batch(config, policy)
+    groups, packed, linear = [], 0, 0
+    for part in range(config.rl.minibatches):
+        group = items[part :: config.rl.minibatches]
+        batch, stats = pack_trees(
+            group, config.train.row_tokens, config.train.row_targets, rows
+        )
+        packed, linear = packed + stats.packed_tokens, linear + stats.linear_tokens
+        batches = [
+            _with_old_and_reference(config, steps, put_batch(b, policy.mesh), params, reference)
+            for b in micro_batches(batch, rows)
+        ]
+        groups.append((batches, normaliser(group)))
+
+    metrics = []
+    for batches, z in groups:
+        params, opt_state, out = optimiser_step(
+            steps, params, opt_state, batches, z, config.rl.learning_rate
+        )
+        metrics.append(out)
+    host = [to_host(m) for m in metrics]
+    mean = {f"train/{k}": float(np.mean([m[k] for m in host])) for k in host[0]}
+    # Before the first update the policy is the one that sampled: what differs is arithmetic.
+    mean["train/logp_gap"] = host[0]["logp_gap"]
+    mean |= {
+        "train/packed_tokens": packed,
+        "train/linear_tokens": linear,
+        "time/update_s": time.perf_counter() - start,
+    }
+    return Learned(params, opt_state, mean)
+
+
+def _with_old_and_reference(
+    config: ConfigDict, steps: Steps, batch: PackedBatch, params: Any, reference: Any
+) -> PackedBatch:
+    if config.rl.kl_coef:
+        batch = batch._replace(ref_logp_RM=steps.score(reference, batch)[0])
+    if config.rl.recompute_old:
+        batch = batch._replace(old_logp_RM=steps.score(params, batch)[0])
+    return jax.block_until_ready(batch)

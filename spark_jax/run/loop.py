@@ -1,0 +1,311 @@
+"""A whole run: warm-up, evaluation, RL, evaluation. Stops and resumes at any point.
+
+Everything a run does after a checkpoint is a function of the config and of that checkpoint, so a
+killed run that starts again writes the same lines (all but `time/*`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from spark_jax.envs.pool import EnvPool, default_workers
+from spark_jax.envs.tasks import panel
+from spark_jax.models.config import parameter_count
+from spark_jax.rollout.dialogue import Dialogue
+from spark_jax.rollout.engine import Engine
+from spark_jax.run import warmup
+from spark_jax.run.checkpoint import Checkpoints
+from spark_jax.run.compilations import compilations
+from spark_jax.run.config import start_or_resume
+from spark_jax.run.evalfile import EpisodeResult, add_evaluation, eval_metrics, read_evaluations
+from spark_jax.run.evaluation import play_panel
+from spark_jax.run.iteration import learn, rollout
+from spark_jax.run.metrics import MetricsWriter
+from spark_jax.run.policy import (
+    Policy,
+    copy_params,
+    limits,
+    load_policy,
+    make_engine,
+    rl_steps,
+    rows_of_micro_batch,
+    sft_steps,
+)
+from spark_jax.run.progress import Progress, duration
+from spark_jax.run.summary import print_summary
+from spark_jax.run.treefile import drop_later_trees, write_trees
+from spark_jax.run.worlds import World, make_world
+from spark_jax.types import Tree
+
+AFTER_WARMUP, AFTER_RL = "after warm-up", "after RL"
+
+
+@dataclasses.dataclass
+class State:
+    """Where a run stands; saved with every checkpoint."""
+
+    step: int = 0  # epochs of the warm-up and iterations of RL so far
+    warm: bool = False  # the warm-up is over
+    epoch: int = 0
+    iteration: int = 0
+    lines: int = 0  # of metrics.jsonl
+    panels: list[float] = dataclasses.field(default_factory=list)  # L0 success by epoch
+    evaluated: list[str] = dataclasses.field(default_factory=list)
+
+
+class Run(NamedTuple):
+    """What all phases share; nothing in here changes but the state and the open files."""
+
+    config: ConfigDict
+    workdir: Path
+    world: World
+    environments: EnvPool
+    policy: Policy
+    engine: Engine
+    dialogue: Dialogue
+    checkpoints: Checkpoints
+    metrics: MetricsWriter
+    state: State
+    say: Callable[[str], None]
+
+
+def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
+    """Runs or resumes the run in `workdir`; returns its evaluations (entries of eval.json)."""
+    workdir, began = Path(workdir), time.perf_counter()
+    compilations()
+    resumed = start_or_resume(workdir, config)
+    world = make_world(config)
+    workers = config.env.workers or default_workers()
+    _say(f"{workdir}: {'resuming' if resumed else 'new run'}, {workers} environments")
+    examples = _examples(config, workdir, world)
+    policy = load_policy(config, workdir, warmup.texts(examples))
+    count = parameter_count(policy.config)
+    _say(f"model {config.model.preset}: {count / 1e6:.1f} M parameters, "
+         f"{policy.codec.vocab_size} tokens, {len(examples)} warm-up dialogues")  # fmt: skip
+    engine = make_engine(config, policy)
+    with (
+        EnvPool(world.make_env, workers) as environments,
+        Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
+    ):
+        state, params, opt_state = _restore(config, policy, checkpoints)
+        drop_later_trees(workdir, state.iteration - 1)
+        with MetricsWriter(workdir, last_step=state.step, lines=state.lines) as metrics:
+            dialogue = Dialogue(policy.codec, world.system, world.first_message)
+            this = Run(
+                config, workdir, world, environments, policy._replace(params=None), engine,
+                dialogue, checkpoints, metrics, state, _say,
+            )  # fmt: skip
+            del policy
+            engine.use(params, config.rl.temperature)
+            programs = engine.compile_all()
+            _say(f"{programs} sampling programs ready after {duration(time.perf_counter() - began)}")
+            if not state.warm:
+                params, opt_state = _warm_up(this, examples, params, opt_state)
+            if AFTER_WARMUP not in state.evaluated:
+                _evaluate(this, AFTER_WARMUP, params)
+            if state.iteration < config.rl.iterations:
+                state.evaluated = [name for name in state.evaluated if name != AFTER_RL]
+                params, opt_state = _reinforce(this, params, opt_state)
+            if config.rl.iterations and AFTER_RL not in state.evaluated:
+                _evaluate(this, AFTER_RL, params)
+                state.step += 1
+                _save(this, params, opt_state)
+    evaluations = read_evaluations(workdir)
+    print_summary(evaluations)
+    _say(f"done in {duration(time.perf_counter() - began)}; report: "
+         f"python -m spark_jax.report {workdir}")  # fmt: skip
+    return evaluations
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Example]:
+    """The warm-up dialogues, made once per work folder."""
+    path = workdir / "warmup.jsonl"
+    if path.is_file():
+        return warmup.load_examples(path)
+    if not config.sft.trajectories:
+        return []
+    count = config.sft.trajectories
+    with Progress("expert paths", count, "path") as progress:
+        done = 0
+
+        def on_done(i: int, total: int) -> None:
+            nonlocal done
+            step = max(1, total // 10)
+            if i == total or i - done >= step:
+                progress.advance(i - done)
+                done = i
+
+        workers = min(os.cpu_count() or 1, default_workers())
+        cache = Path.home() / ".cache" / "spark_jax" / "gold"
+        examples = warmup.expert_examples(
+            world, count, config.seed, workers, cache, on_done
+        )
+    warmup.save_examples(path, examples)
+    return examples
+
+
+def _restore(
+    config: ConfigDict, policy: Policy, checkpoints: Checkpoints
+) -> tuple[State, Any, Any]:
+    """State, parameters and optimiser state: of the newest checkpoint, or fresh ones."""
+    opt_state = sft_steps(config, policy).init(policy.params)
+    if checkpoints.latest_step() is None:
+        return State(), policy.params, opt_state
+    saved = checkpoints.restore(policy.params, opt_state)
+    state = State(**saved.state)
+    _say(f"checkpoint of step {saved.step}: {state.epoch} epochs, {state.iteration} iterations")
+    return state, saved.params, saved.opt_state
+
+
+def _save(this: Run, params: Any, opt_state: Any) -> None:
+    this.state.lines = this.metrics.lines
+    this.checkpoints.save(this.state.step, params, opt_state, dataclasses.asdict(this.state))
+
+
+# --- the phases -------------------------------------------------------------------------------
+
+
+def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
+    """SFT until the L0 panel stops rising (`sft.patience`), at most `sft.epochs`; the parameters
+    at its end are the reference."""
+    config, state = this.config, this.state
+    steps = sft_steps(config, this.policy)
+    shape = (config.train.row_tokens, config.train.row_targets,
+             rows_of_micro_batch(config, this.policy))  # fmt: skip
+    trees = [warmup.dialogue_tree(e, this.policy, shape[0]) for e in examples]
+    trees = [tree for tree in trees if tree is not None]
+    epochs = config.sft.epochs if trees else 0
+    with Progress("warm-up", epochs, "epoch", done=state.epoch) as progress:
+        while state.epoch < epochs and not _stopped_rising(state.panels, config.sft.patience):
+            start, compiled = time.perf_counter(), compilations()
+
+            def rate(done: float) -> float:
+                peak, end = config.sft.learning_rate, config.sft.min_learning_rate
+                return warmup.cosine(peak, end, (state.epoch + done) / epochs)
+
+            params, opt_state, values = warmup.sft_epoch(
+                steps, params, opt_state, trees, this.policy, config.seed, state.epoch,
+                config.sft.batch_paths, shape, rate,
+            )  # fmt: skip
+            values["time/update_s"] = time.perf_counter() - start
+            state.epoch += 1
+            state.step += 1
+            shown = {"loss": values["train/loss"]}
+            looks = state.epoch % config.sft.panel_every == 0 or state.epoch == epochs
+            if looks and config.sft.panel:
+                results = _play(this, "L0", config.sft.panel, params)
+                success = sum(r.success for r in results) / len(results)
+                state.panels.append(success)
+                values["sft/panel_success_rate"] = shown["L0"] = success
+            values["time/compilations"] = compilations() - compiled
+            this.metrics.write(state.step, "sft", values)
+            if looks and state.epoch < epochs:
+                _save(this, params, opt_state)
+            progress.advance(**shown)
+    this.checkpoints.save_reference(params)
+    state.warm = True
+    state.step += 1
+    opt_state = rl_steps(config, this.policy).init(params)
+    _save(this, params, opt_state)
+    return params, opt_state
+
+
+def _stopped_rising(panels: list[float], patience: int) -> bool:
+    """No panel of the last `patience` is better than the best one before them."""
+    if not patience or len(panels) <= patience:
+        return False
+    return max(panels[-patience:]) <= max(panels[:-patience])
+
+
+def _reinforce(this: Run, params: Any, opt_state: Any) -> tuple[Any, Any]:
+    """RL: rollout, update, metrics, trees, checkpoint; `rl.iterations` times."""
+    config, state = this.config, this.state
+    steps = rl_steps(config, this.policy)
+    reference = this.checkpoints.restore_reference(params)
+    total = config.rl.iterations
+    with Progress("rl", total, "iteration", done=state.iteration) as progress:
+        while state.iteration < total:
+            compiled, leaves = compilations(), 0
+
+            def on_tree(tree: Tree) -> None:
+                nonlocal leaves
+                leaves += len(tree.leaf_ids())
+                progress.note(f"{leaves} leaves")
+
+            trees, values = rollout(
+                config, state.iteration, this.world.train, params, this.engine,
+                this.environments, this.dialogue, on_tree,
+            )  # fmt: skip
+            params, opt_state, learned = learn(
+                config, trees, steps, this.policy, params, opt_state, reference
+            )
+            values |= learned
+            values["time/compilations"] = compilations() - compiled
+            write_trees(this.workdir, state.iteration, trees)
+            state.iteration += 1
+            state.step += 1
+            values["rl/iteration"] = state.iteration
+            this.metrics.write(state.step, "rl", values)
+            last = state.iteration == total
+            if config.eval.every and state.iteration % config.eval.every == 0 and not last:
+                _evaluate(this, f"iteration {state.iteration}", params)
+            if last or state.iteration % config.checkpoint.every == 0:
+                _save(this, params, opt_state)
+            progress.advance(
+                tokens=values["rollout/response_tokens"],
+                success=values["rollout/success_rate"],
+                explore=values["rollout/explore_rate"],
+                kl=values["train/kl"],
+            )
+    return params, opt_state
+
+
+# --- evaluation -------------------------------------------------------------------------------
+
+
+def _play(this: Run, split: str, episodes: int, params: Any, on_episode=None):
+    config = this.config
+    tasks = this.world.splits[split]
+    chosen = panel(tasks, episodes or len(tasks), 0)  # one panel for all seeds
+    return play_panel(
+        chosen, params, this.engine, this.environments, this.dialogue, limits(config),
+        config.seed, config.eval.temperature, config.rollout.deterministic, on_episode,
+    )  # fmt: skip
+
+
+def _evaluate(this: Run, name: str, params: Any) -> None:
+    """Plays the panels of all splits and records them in eval.json and metrics.jsonl."""
+    config, splits = this.config, {}
+    start = time.perf_counter()
+    for split in config.eval.splits:
+        tasks = this.world.splits[split]
+        total = min(config.eval.episodes or len(tasks), len(tasks))
+        with Progress(f"{name}, {split}", total, "episode") as progress:
+            results: list[EpisodeResult] = []
+
+            def on_episode(result: EpisodeResult) -> None:
+                results.append(result)
+                if progress.is_terminal or len(results) == total:
+                    done = 1 if progress.is_terminal else total
+                    rate = sum(r.success for r in results) / len(results)
+                    progress.advance(done, success=rate)
+
+            splits[split] = _play(this, split, config.eval.episodes, params, on_episode)
+    entry = add_evaluation(
+        this.workdir, name, this.state.step, config.eval.temperature, splits
+    )
+    values = eval_metrics(entry) | {"time/eval_s": time.perf_counter() - start}
+    this.metrics.write(this.state.step, "eval", values)
+    this.state.evaluated.append(name)

@@ -1,0 +1,152 @@
+"""From the config to a model, a sampler and a learner: the only place that knows both sides."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from spark_jax.learn.loss import policy_loss, sft_loss
+from spark_jax.learn.step import Steps, adamw, make_steps
+from spark_jax.models.chat import Codec
+from spark_jax.models.config import ModelConfig
+from spark_jax.models.presets import load_model
+from spark_jax.models.sharding import make_mesh
+from spark_jax.rollout.engine import Engine, EngineShape
+from spark_jax.rollout.expand import Limits, TreeRule
+from spark_jax.rollout.signals import make_signal, never
+from spark_jax.rollout.stops import stop_table
+
+
+class Policy(NamedTuple):
+    config: ModelConfig
+    params: Any
+    codec: Codec
+    mesh: Mesh | None  # None: one device, no sharding
+
+
+def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str]) -> Policy:
+    """The model of `config.model`. A vocabulary learned from `texts` is kept in the work folder,
+    so a resumed run has the same tokens."""
+    mesh = _mesh(config)
+    saved = workdir / "tokenizer"
+    path = config.model.path
+    if config.model.preset == "tiny" and not path and (saved / "tokenizer.json").is_file():
+        path = str(saved)
+    model = load_model(
+        config.model.preset,
+        path,
+        config.seed,
+        texts,
+        config.model.dtype,
+        config.model.param_dtype,
+        mesh,
+    )
+    if not (saved / "codec.json").is_file():
+        model.codec.save(saved)
+    return Policy(model.config, model.params, model.codec, mesh)
+
+
+def _mesh(config: ConfigDict) -> Mesh | None:
+    sizes = config.mesh.data or -1, config.mesh.fsdp, config.mesh.tensor
+    mesh = make_mesh(*sizes)
+    return mesh if mesh.size > 1 else None
+
+
+def make_engine(config: ConfigDict, policy: Policy) -> Engine:
+    """The sampler of `config.rollout`."""
+    rollout = config.rollout
+    pages_of_a_path = -(-(rollout.path_tokens + rollout.chunk) // rollout.page_slots)
+    shape = EngineShape(
+        rows=rollout.rows,
+        slots=rollout.page_slots,
+        # Twice the running rows: paths that wait for their environment keep their pages.
+        pages=rollout.pages or 1 + 2 * rollout.rows * (pages_of_a_path + 2),
+        path_tokens=rollout.path_tokens,
+        chunk=rollout.chunk,
+        prefill_tokens=min(256, rollout.path_tokens),
+    )
+    patterns = ["</action>"]
+    if config.tree.fork_at == "same_step":
+        patterns.append("</explore>")
+    sharding = None
+    if policy.mesh is not None:
+        split = policy.config.kv_heads % policy.mesh.shape["tensor"] == 0
+        spec = PartitionSpec(None, None, "tensor" if split else None, None)
+        sharding = NamedSharding(policy.mesh, spec)
+    return Engine(
+        policy.config,
+        shape,
+        stop_table(policy.codec.token_bytes(), patterns),
+        policy.codec.end_of_turn_id,
+        policy.config.dtype,
+        sharding,
+    )
+
+
+def tree_rule(config: ConfigDict) -> TreeRule:
+    """Shape of the training trees."""
+    tree = config.tree
+    signal = make_signal(tree.signal, tree.signal_rate)
+    return TreeRule(tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at)
+
+
+EPISODE = TreeRule(leaves=1, roots=1, branch=1, signal_name="never", signal=never)
+
+
+def limits(config: ConfigDict) -> Limits:
+    return Limits(
+        config.env.max_steps, config.rollout.response_tokens, config.rollout.path_tokens
+    )
+
+
+def sft_steps(config: ConfigDict, policy: Policy) -> Steps:
+    """Optimiser steps of the warm-up."""
+    optimizer = adamw(weight_decay=config.sft.weight_decay, max_norm=config.rl.grad_clip)
+    return make_steps(
+        policy.config, sft_loss, optimizer, mesh=policy.mesh, remat=config.train.remat
+    )
+
+
+def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
+    """Optimiser steps of RL (paper, Eq. 8)."""
+    rl = config.rl
+    loss = functools.partial(
+        policy_loss,
+        clip_low=rl.clip,
+        clip_high=rl.clip,
+        kl_coef=rl.kl_coef,
+        entropy_coef=rl.entropy_coef,
+        dual_clip=rl.dual_clip,
+    )
+    return make_steps(
+        policy.config,
+        loss,
+        adamw(weight_decay=rl.weight_decay, max_norm=rl.grad_clip),
+        temperature=rl.temperature,
+        mesh=policy.mesh,
+        remat=config.train.remat,
+        entropy_gradient=rl.entropy_coef > 0,
+    )
+
+
+def rows_of_micro_batch(config: ConfigDict, policy: Policy) -> int:
+    """Rows that go through the model at once: `train.rows` on every device of the batch axes."""
+    if policy.mesh is None:
+        return config.train.rows
+    return config.train.rows * policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
+
+
+def copy_params(params: Any) -> Any:
+    """A copy on the device: optimiser steps donate what they are given."""
+    return jax.tree.map(lambda x: x.copy(), params)
+
+
+def to_host(metrics: dict[str, jax.Array]) -> dict[str, float]:
+    return {name: float(np.asarray(value)) for name, value in metrics.items()}

@@ -1,0 +1,139 @@
+"""The SFT warm-up: expert dialogues, as trees without forks, through the learner's own step."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from spark_jax.envs.expert import Trajectory
+from spark_jax.envs.response import render_response
+from spark_jax.envs.tasks import tasks_of_iteration
+from spark_jax.learn.credit import normaliser, sft_weights
+from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
+from spark_jax.learn.step import Steps, optimiser_step, put_batch
+from spark_jax.run.files import write_text
+from spark_jax.run.policy import Policy, to_host
+from spark_jax.run.worlds import World
+from spark_jax.types import Task, Tree
+
+
+class Example(NamedTuple):
+    """One expert dialogue as texts."""
+
+    task: Task
+    system: str
+    user: str
+    turns: list[tuple[str, str]]  # (response, observation it brings)
+
+
+def expert_examples(
+    world: World,
+    count: int,
+    seed: int,
+    workers: int,
+    cache: Path | None,
+    on_done: Callable[[int, int], None],
+) -> list[Example]:
+    """`count` expert dialogues of train tasks, task types evenly; fewer if some have none.
+
+    A held-out type cannot come up: only the world's train tasks are asked for.
+    """
+    tasks = tasks_of_iteration(world.train, count, seed, -1)
+    paths = world.experts(tasks, workers, cache, on_done)
+    return [_example(world, path) for path in paths]
+
+
+def _example(world: World, path: Trajectory) -> Example:
+    turns = [
+        (render_response(step.reasoning, step.explore, step.action), step.observation)
+        for step in path.steps
+    ]
+    return Example(path.task, world.system, world.first_message(path.start), turns)
+
+
+def save_examples(path: Path, examples: Sequence[Example]) -> None:
+    """One JSON object a line; also the record of what the warm-up has seen."""
+    lines = [json.dumps({**e._asdict(), "task": vars(e.task)}) + "\n" for e in examples]
+    write_text(path, "".join(lines))
+
+
+def load_examples(path: Path) -> list[Example]:
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [
+        Example(Task(**r["task"]), r["system"], r["user"], [tuple(t) for t in r["turns"]])
+        for r in rows
+    ]
+
+
+def texts(examples: Sequence[Example]) -> list[str]:
+    """All texts of the dialogues: what a vocabulary is learned from."""
+    out = []
+    for example in examples:
+        out += [example.system, example.user]
+        out += [text for turn in example.turns for text in turn]
+    return out
+
+
+def dialogue_tree(example: Example, policy: Policy, row_tokens: int) -> Tree | None:
+    """The dialogue as a tree with one leaf, cut after the last turn that fits a row of the
+    learner; None if not even the first one does."""
+    codec = policy.codec
+    prompt = codec.encode_prompt(example.system, example.user)
+    used, turns = len(prompt), []
+    for response, observation in example.turns:
+        turn = codec.encode_response(response), codec.encode_turn(observation, ended=False)
+        if used + len(turn[0]) > row_tokens:
+            break
+        used += len(turn[0]) + len(turn[1])
+        turns.append(turn)
+    return chain_tree(prompt, turns, example.task) if turns else None
+
+
+def cosine(peak: float, end: float, done: float) -> float:
+    """Learning rate after a share `done` of the warm-up: a twentieth of it rises, then a cosine
+    falls from `peak` to `end`."""
+    if done < 0.05:
+        return peak * max(done, 0.002) / 0.05
+    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.05) / 0.95)))
+
+
+def sft_epoch(
+    steps: Steps,
+    params: Any,
+    opt_state: Any,
+    trees: Sequence[Tree],
+    policy: Policy,
+    seed: int,
+    epoch: int,
+    batch_paths: int,
+    shape: tuple[int, int, int],
+    rate: Callable[[float], float],
+) -> tuple[Any, Any, dict[str, float]]:
+    """One pass over the dialogues in an order drawn from (seed, epoch).
+
+    Args:
+      shape: (row_tokens, row_targets, rows of a micro-batch).
+      rate: learning rate after a share of this epoch.
+    """
+    row_tokens, row_targets, rows = shape
+    order = list(trees)
+    random.Random(f"warm-up {seed} {epoch}").shuffle(order)
+    groups = [order[i : i + batch_paths] for i in range(0, len(order), batch_paths)]
+    total, packed = [], 0
+    for i, group in enumerate(groups):
+        items = [(tree, sft_weights(tree)) for tree in group]
+        batch, stats = pack_trees(items, row_tokens, row_targets, rows)
+        batches = [put_batch(b, policy.mesh) for b in micro_batches(batch, rows)]
+        z = normaliser(items)
+        params, opt_state, metrics = optimiser_step(
+            steps, params, opt_state, batches, z, rate(i / len(groups))
+        )
+        total.append(metrics)
+        packed += stats.packed_tokens
+    host = [to_host(metrics) for metrics in total]
+    mean = {f"train/{k}": sum(m[k] for m in host) / len(host) for k in host[0]}
+    return params, opt_state, {**mean, "train/packed_tokens": packed}

@@ -1,0 +1,89 @@
+"""What an environment brings to a run: tasks, splits, prompts, experts. One entry per `env.name`."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from spark_jax.envs import expert, scienceworld, toy
+from spark_jax.envs.base import Environment
+from spark_jax.envs.expert import ExpertStep, Trajectory
+from spark_jax.envs.tasks import by_type
+from spark_jax.types import Start, Task, UserError
+
+# experts(tasks, workers, cache folder, on_done) -> annotated trajectories
+Experts = Callable[[list[Task], int, Path | None, Callable[[int, int], None]], list[Trajectory]]
+
+
+class World(NamedTuple):
+    make_env: Callable[[], Environment]
+    train: dict[str, list[Task]]  # by task type
+    splits: dict[str, list[Task]]  # those of eval.splits, whole
+    system: str
+    first_message: Callable[[Start], str]
+    experts: Experts
+
+
+def make_world(config: ConfigDict) -> World:
+    """The world that `config.env` names."""
+    worlds = {"scienceworld": _scienceworld, "toy": _toy}
+    name = config.env.name
+    if name not in worlds:
+        nearest = difflib.get_close_matches(name, worlds, 1, 0.0)[0]
+        raise UserError(f"config.env.name is {name!r}; the nearest environment is {nearest}.")
+    return worlds[name](config)
+
+
+def _scienceworld(config: ConfigDict) -> World:
+    env = config.env
+    splits = functools.partial(scienceworld.split_tasks, env.tasks, env.protocol)
+    make_env = functools.partial(
+        scienceworld.ScienceWorldEnvironment, env.simplification, env.success, env.prompt
+    )
+    return World(
+        make_env=make_env,
+        train=by_type(splits("train")),
+        splits={split: splits(split) for split in config.eval.splits},
+        system=scienceworld.system_prompt(env.prompt),
+        first_message=functools.partial(scienceworld.first_message, style=env.prompt),
+        experts=functools.partial(_gold, env.prompt),
+    )
+
+
+def _gold(style, tasks, workers, cache, on_done) -> list[Trajectory]:
+    return expert.gold_paths(tasks, workers, cache, on_done, style)
+
+
+def _toy(config: ConfigDict) -> World:
+    name = "doors-2x4" if config.env.tasks == "default" else config.env.tasks
+
+    def split(which: str) -> list[Task]:
+        return toy.toy_tasks_of_type(name, which)
+
+    return World(
+        make_env=toy.ToyEnvironment,
+        train=by_type(split("train")),
+        splits={which: split(which) for which in config.eval.splits},
+        system="",
+        first_message=lambda start: f"{start.goal}\n{start.observation}",
+        experts=_toy_experts,
+    )
+
+
+def _toy_experts(tasks, workers, cache, on_done) -> list[Trajectory]:
+    """Shortest paths; every door is a real choice."""
+    out = []
+    for task in tasks:
+        env = toy.ToyEnvironment()
+        start, steps = env.start(task), []
+        for action in toy.solution(task):
+            door = action.startswith("open")
+            result = env.step(action)
+            steps.append(ExpertStep(action, result.observation, "Pick a door.", door))
+        out.append(Trajectory(task, start, tuple(steps), 100.0))
+    return out
