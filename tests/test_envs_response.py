@@ -50,6 +50,7 @@ def test_well_formed_is_exactly_one_block_each(parts):
         ("<think>a</think><explore>c</explore><action>b</action>", Parsed("c", "explore", "b", 0)),
         ("<think>a</think><action>b</action><action>c</action>", Parsed("a", "think", "b", False)),
         ("<think>a</think><action> </action>", Parsed("a", "think", "", False)),
+        ("<think>a</explore><action>b</action>", Parsed("", "", "b", False)),
         ("plain text", Parsed("", "", "", False)),
         ("", Parsed("", "", "", False)),
     ],

@@ -70,6 +70,8 @@ def base_config() -> ConfigDict:
     config.sft.panel_every = 2  # epochs between panels
     config.sft.patience = 0  # panels without a better one before stopping; 0: never stop early
     config.sft.weight_decay = 0.01  # AdamW
+    config.sft.from_run = ""  # work folder of a run whose warm-up this one starts from; "": its own
+    config.sft.extra_seconds = 0.0  # algo.name=sft: the warm-up goes on for so long instead of RL
 
     config.rl = ConfigDict()
     config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
@@ -148,7 +150,7 @@ for _key in (
 for _key in (
     "seed env.workers sft.panel sft.trajectories sft.epochs sft.patience sft.weight_decay "
     "rl.iterations rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay algo.invalid_penalty rollout.pages "
-    "eval.temperature eval.episodes eval.every mesh.data sft.min_learning_rate"
+    "sft.extra_seconds eval.temperature eval.episodes eval.every mesh.data sft.min_learning_rate"
 ).split():
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -43,9 +44,9 @@ from spark_jax.run.progress import Progress, duration
 from spark_jax.run.summary import print_summary
 from spark_jax.run.treefile import drop_later_trees, write_trees
 from spark_jax.run.worlds import World, make_world
-from spark_jax.types import Tree
+from spark_jax.types import Tree, UserError
 
-AFTER_WARMUP, AFTER_RL = "after warm-up", "after RL"
+AFTER_WARMUP, AFTER_RL, AFTER_MORE = "after warm-up", "after RL", "after more SFT"
 
 
 @dataclasses.dataclass
@@ -107,15 +108,22 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
             engine.use(params, config.rl.temperature)
             programs = engine.compile_all()
             _say(f"{programs} sampling programs ready after {duration(time.perf_counter() - began)}")
-            if not state.warm:
+            if not state.warm and config.sft.from_run:
+                params = _borrow_warm_up(this, params)
+                opt_state = rl_steps(config, this.policy).init(params)
+                _finish_warm_up(this, params, opt_state)
+            elif not state.warm:
                 params, opt_state = _warm_up(this, examples, params, opt_state)
             if AFTER_WARMUP not in state.evaluated:
                 _evaluate(this, AFTER_WARMUP, params)
-            if state.iteration < config.rl.iterations:
-                state.evaluated = [name for name in state.evaluated if name != AFTER_RL]
+            last = AFTER_MORE if config.algo.name == "sft" else AFTER_RL
+            if config.algo.name == "sft" and last not in state.evaluated:
+                params, opt_state = _more_warm_up(this, examples, params, opt_state)
+            elif config.algo.name != "sft" and state.iteration < config.rl.iterations:
+                state.evaluated = [name for name in state.evaluated if name != last]
                 params, opt_state = _reinforce(this, params, opt_state)
-            if config.rl.iterations and AFTER_RL not in state.evaluated:
-                _evaluate(this, AFTER_RL, params)
+            if last not in state.evaluated:
+                _evaluate(this, last, params)
                 state.step += 1
                 _save(this, params, opt_state)
     evaluations = read_evaluations(workdir)
@@ -134,6 +142,8 @@ def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Ex
     path = workdir / "warmup.jsonl"
     if path.is_file():
         return warmup.load_examples(path)
+    if config.sft.from_run:
+        return _borrow_files(Path(config.sft.from_run), workdir)
     if not config.sft.trajectories:
         return []
     count = config.sft.trajectories
@@ -153,6 +163,19 @@ def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Ex
             world, count, config.seed, workers, cache, on_done
         )
     warmup.save_examples(path, examples)
+    return examples
+
+
+def _borrow_files(source: Path, workdir: Path) -> list[warmup.Example]:
+    """Dialogues and vocabulary of another run's warm-up."""
+    if not (source / "warmup.jsonl").is_file():
+        raise UserError(
+            f"config.sft.from_run={source} has no warmup.jsonl; name the work folder of a run "
+            "that has finished its warm-up."
+        )
+    shutil.copytree(source / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
+    examples = warmup.load_examples(source / "warmup.jsonl")
+    warmup.save_examples(workdir / "warmup.jsonl", examples)
     return examples
 
 
@@ -182,10 +205,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
     at its end are the reference."""
     config, state = this.config, this.state
     steps = sft_steps(config, this.policy)
-    shape = (config.train.row_tokens, config.train.row_targets,
-             rows_of_micro_batch(config, this.policy))  # fmt: skip
-    trees = [warmup.dialogue_tree(e, this.policy, shape[0]) for e in examples]
-    trees = [tree for tree in trees if tree is not None]
+    shape, trees = _sft_data(this, examples)
     epochs = config.sft.epochs if trees else 0
     with Progress("warm-up", epochs, "epoch", done=state.epoch) as progress:
         while state.epoch < epochs and not _stopped_rising(state.panels, config.sft.patience):
@@ -214,12 +234,58 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
             if looks and state.epoch < epochs:
                 _save(this, params, opt_state)
             progress.advance(**shown)
-    this.checkpoints.save_reference(params)
-    state.warm = True
-    state.step += 1
     opt_state = rl_steps(config, this.policy).init(params)
-    _save(this, params, opt_state)
+    _finish_warm_up(this, params, opt_state)
     return params, opt_state
+
+
+def _finish_warm_up(this: Run, params: Any, opt_state: Any) -> None:
+    this.checkpoints.save_reference(params)
+    this.state.warm = True
+    this.state.step += 1
+    _save(this, params, opt_state)
+
+
+def _borrow_warm_up(this: Run, params: Any) -> Any:
+    """The reference parameters of another run: methods are compared from one warm-up."""
+    with Checkpoints(this.config.sft.from_run, read_only=True) as source:
+        return source.restore_reference(params)
+
+
+def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
+    """The control: SFT goes on for `sft.extra_seconds`, its learning rate falling from a third of
+    the warm-up's to its end. Wall time decides, so this phase starts over when it is interrupted."""
+    config, state = this.config, this.state
+    steps, end = sft_steps(config, this.policy), config.sft.extra_seconds
+    shape, trees = _sft_data(this, examples)
+    start = time.perf_counter()
+
+    def rate(done: float) -> float:
+        low = config.sft.min_learning_rate
+        peak = max(low, config.sft.learning_rate / 3)
+        share = min(1.0, (time.perf_counter() - start) / max(end, 1e-9))
+        return warmup.cosine(peak, low, max(share, 0.05))
+
+    with Progress("more SFT", max(1, int(end)), "second") as progress:
+        while trees and time.perf_counter() - start < end:
+            began = time.perf_counter()
+            params, opt_state, values = warmup.sft_epoch(
+                steps, params, opt_state, trees, this.policy, config.seed, 10_000 + state.epoch,
+                config.sft.batch_paths, shape, rate,
+            )  # fmt: skip
+            state.epoch += 1
+            state.step += 1
+            this.metrics.write(state.step, "sft", values)
+            progress.advance(max(1, int(time.perf_counter() - began)), loss=values["train/loss"])
+    return params, opt_state
+
+
+def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree]]:
+    """Shape of the learner's batches, and the dialogues that fit."""
+    train = this.config.train
+    shape = (train.row_tokens, train.row_targets, rows_of_micro_batch(this.config, this.policy))
+    trees = [warmup.dialogue_tree(e, this.policy, train.row_tokens) for e in examples]
+    return shape, [tree for tree in trees if tree is not None]
 
 
 def _stopped_rising(panels: list[float], patience: int) -> bool:

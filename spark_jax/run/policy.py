@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from spark_jax.learn.loss import policy_loss, sft_loss
@@ -50,7 +50,10 @@ def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str]) -> Poli
     )
     if not (saved / "codec.json").is_file():
         model.codec.save(saved)
-    return Policy(model.config, model.params, model.codec, mesh)
+    params = model.params
+    if mesh is None:  # committed from the start, as restored ones are: no second compilation
+        params = jax.device_put(params, SingleDeviceSharding(jax.devices()[0]))
+    return Policy(model.config, params, model.codec, mesh)
 
 
 def _mesh(config: ConfigDict) -> Mesh | None:

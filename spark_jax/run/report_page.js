@@ -153,8 +153,8 @@ function showSiblings(id) {
     const node = tree.nodes[s];
     const twin = around.slice(0, i).findIndex((other) => tree.nodes[other].response === node.response);
     const section = make("section", { class: s === id ? "picked" : "" },
-      make("b", {}, `child ${i + 1}`), ...badges(node), ` · ${below(s)}`,
-      twin >= 0 ? make("div", { class: "dim" }, `same words as child ${twin + 1}`) : null,
+      make("b", {}, `${tree.nodes[id].parent ? "child" : "root"} ${i + 1}`), ...badges(node), ` · ${below(s)}`,
+      twin >= 0 ? make("div", { class: "dim" }, `same words as number ${twin + 1}`) : null,
       make("pre", { class: "text" }, node.response), make("div", { class: "dim" }, "observation"),
       make("pre", {}, node.observation || "–"));
     if (s !== id) {
