@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from spark_jax.run.config import base_config
 
 
-def get_config(preset: str = "tiny") -> ConfigDict:
+def get_config(preset: str = "nano") -> ConfigDict:
     """The default settings, with short episodes."""
     config = base_config()
     config.model.preset = preset

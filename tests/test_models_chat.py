@@ -169,11 +169,13 @@ def test_digits_are_cut_as_families_do():
     assert r"\p{N}{1,3}|" in LLAMA3_SPLIT
     numbers = ["105 105 105 1050"] * 9
     state = json.loads(train_bpe(numbers, 400).to_str())["model"]
-    tokens = sorted(state["vocab"], key=state["vocab"].get) + ["10", "105"]
+    tokens = sorted(state["vocab"], key=state["vocab"].get) + ["10", "105", "050"]
     merges = ["1 0", "10 5"]
     cuts = {cut: bpe_from_vocabulary(tokens, merges, (), (), cut) for cut in ("qwen2", "llama-bpe")}
     assert cuts["qwen2"].encode("1050").tokens == ["1", "0", "5", "0"]
     assert cuts["llama-bpe"].encode("1050").tokens == ["105", "0"]
+    # Llama 3 takes a piece that is a token as a whole, even if no merges lead to it.
+    assert cuts["llama-bpe"].encode("050").tokens == ["050"]
 
 
 def test_saving_and_loading(tmp_path):

@@ -27,10 +27,11 @@ QWEN7B = ModelConfig(
 )
 
 ON_EIGHT_DEVICES = """
-import dataclasses, jax, jax.numpy as jnp, numpy as np
+import dataclasses, jax, jax.numpy as jnp, numpy as np, tempfile
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.sharding import make_mesh, param_shardings, row_sharding
 from spark_jax.models.transformer import *
+from spark_jax.models.weights import load_safetensors, save_safetensors
 
 assert jax.device_count() == 8
 BASE = ModelConfig(vocab_size=128, layers=2, width=64, heads=4, kv_heads=2, head_dim=16,
@@ -60,6 +61,12 @@ for tied, meshes in ((True, ((2, 2, 2), (1, 8, 1))), (False, ((1, 2, 4),))):
         kernel = placed["layers_0"]["down"]["kernel"]
         part = kernel.addressable_shards[0].data.size
         assert part * sizes[1] * sizes[2] == kernel.size, (sizes, part)
+        with tempfile.TemporaryDirectory() as folder:  # each tensor goes to its place when read
+            save_safetensors(placed, config, folder)
+            loaded = load_safetensors(folder, config, shardings)
+        for a, b in zip(jax.tree.leaves(loaded), jax.tree.leaves(placed), strict=True):
+            assert a.sharding == b.sharding
+            np.testing.assert_array_equal(a, b)
         rows = row_sharding(mesh)
         program = jax.jit(run, static_argnums=1, out_shardings=(None, shardings))
         many = program(placed, config, jax.device_put(tokens, rows),

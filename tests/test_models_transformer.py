@@ -141,9 +141,11 @@ def test_tiny_size_and_initial_scale():
     assert loss == pytest.approx(np.log(2048), rel=0.05)
 
 
-def test_bfloat16_computes_in_bfloat16_but_logits_are_float32():
-    params = init(SMALL, jax.random.key(2))
-    half = dataclasses.replace(SMALL, dtype="bfloat16")
+@pytest.mark.parametrize("tied", [True, False])
+def test_bfloat16_computes_in_bfloat16_but_logits_are_float32(tied):
+    config = dataclasses.replace(SMALL, tied=tied)
+    params = init(config, jax.random.key(2))
+    half = dataclasses.replace(config, dtype="bfloat16")
     seen = []
 
     def attend(q, k, v, kv):
@@ -155,7 +157,7 @@ def test_bfloat16_computes_in_bfloat16_but_logits_are_float32():
     logits = unembed(params, half, hidden)
     assert seen == [jnp.bfloat16] * 2 and hidden.dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
-    exact = causal_logits(params, SMALL, np.arange(16)[None])[0]
+    exact = causal_logits(params, config, np.arange(16)[None])[0]
     assert 0 < np.abs(logits - exact).max() < 0.02 * np.abs(exact).max() + 0.01
 
 

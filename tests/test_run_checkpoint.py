@@ -80,6 +80,18 @@ def test_reading_a_folder_without_a_run_makes_nothing(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_what_a_killed_writer_left_goes_when_the_next_one_starts(tmp_path):
+    left = tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp"
+    left.mkdir(parents=True)
+    (left / "half").write_text("")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert left.exists(), "a reader must not disturb a writer"
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert not left.exists()
+
+
 def test_restores_to_the_shardings_asked_for(tmp_path):
     mesh = jax.make_mesh(
         (1,), ("fsdp",), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,)

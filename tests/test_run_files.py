@@ -177,6 +177,13 @@ def test_tree_files_of_dropped_iterations_go(tmp_path):
     assert tree_iterations(tmp_path / "nowhere") == []
 
 
+def test_line_separators_inside_texts_do_not_end_a_line(tmp_path):
+    path = write_trees(tmp_path, 1, [TREE])
+    path.write_text(path.read_text().replace("\\u2028", "\u2028").replace("\\u0085", "\u0085"))
+    (tree,) = read_trees(path)
+    assert tree["nodes"][0]["prompt"] == "system…\u2028goal"
+
+
 def test_damaged_tree_files(tmp_path):
     path = write_trees(tmp_path, 1, [TREE])
     path.write_text(path.read_text() + '{"nodes": [{"id": 1, "parent": -1}]}\n')
@@ -238,8 +245,8 @@ def test_closing_table(tmp_path):
 
 
 def test_comparison_pairs_episodes_by_task_not_by_position():
-    shuffled = results(1, 0, 1, 0)[::-1]
-    first, second = ({"splits": {"L0": split_summary(r)}} for r in (results(1, 0, 1, 0), shuffled))
-    assert compare(first, second, "L0").p_value == 1.0
+    played = results(1, 1, 0, 0)
+    first, second = ({"splits": {"L0": split_summary(r)}} for r in (played, played[::-1]))
+    assert compare(first, second, "L0") == (0.0, 0.0, 0.0, 1.0)
     other = [r._replace(task=Task("toy", "other", 0)) for r in results(1)]
     assert compare(first, {"splits": {"L0": split_summary(other)}}, "L0") is None

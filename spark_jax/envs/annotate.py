@@ -17,6 +17,8 @@ from spark_jax.types import Start, Task
 # Share of explore steps in steps 1-5, 6-10, …, 26-30 (the paper's warm-up data, FACTS).
 DENSITY = (0.23, 0.10, 0.14, 0.08, 0.04, 0.0)
 
+_ELECTRIC = (" bulb", " motor", " buzzer")  # what power-component asks for
+
 
 class ExpertStep(NamedTuple):
     """One step of an expert."""
@@ -251,8 +253,10 @@ def _think_go(target: str, scene: _Scene, goal: _Goal) -> str:
         if target == goal.place:
             return f"The recipe may be in the {target}; go there."
         return f"The {target} may have a pot or lead to the {goal.place}."
-    if target == "workshop":
-        return f"The {goal.thing} may be in the workshop; go there."
+    if goal.thing.endswith(_ELECTRIC):
+        if target == "workshop":
+            return f"The {goal.thing} may be in the workshop; go there."
+        return f"The {goal.thing} may be in the workshop; the {target} may lead there."
     return f"Go on by the {target}."
 
 

@@ -103,14 +103,14 @@ def _pieces(tree: Tree, weights: SegmentWeights, row_tokens: int, row_targets: i
             new, held = path, set()
             more_tokens = sum(size[i] for i in path)
             if more_tokens > row_tokens or more_targets > row_targets:
-                what, limit = (
-                    (f"{more_tokens} tokens", row_tokens)
+                what, limit, key = (
+                    (f"{more_tokens} tokens", row_tokens, "train.row_tokens")
                     if more_tokens > row_tokens
-                    else (f"{more_targets} response tokens", row_targets)
+                    else (f"{more_targets} response tokens", row_targets, "train.row_targets")
                 )
                 raise UserError(
                     f"one path of a {tree.task.type!r} tree has {what} and a training row holds "
-                    f"{limit}; raise rl.row_tokens."
+                    f"{limit}; raise {key}."
                 )
             piece = _Piece(tree, weights, [], set(), 0, 0)
             pieces.append(piece)

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 
 from spark_jax.models.chat import Codec
-from spark_jax.models.config import ModelConfig, tiny_config
+from spark_jax.models.config import ModelConfig, nano_config, tiny_config
 from spark_jax.models.gguf_weights import load_gguf
 from spark_jax.models.sharding import param_shardings
 from spark_jax.models.tokenizer import train_bpe
@@ -25,7 +25,8 @@ HUB_NAMES = {
     "qwen1.5b": "Qwen/Qwen2.5-1.5B-Instruct",
     "qwen7b": "Qwen/Qwen2.5-7B-Instruct",
 }
-PRESETS = ("tiny", *HUB_NAMES)
+FROM_SCRATCH = {"tiny": tiny_config, "nano": nano_config}
+PRESETS = (*FROM_SCRATCH, *HUB_NAMES)
 
 
 class Model(NamedTuple):
@@ -48,8 +49,8 @@ def load_model(
     """The model of a preset.
 
     Args:
-      preset: `tiny` (parameters from `seed`, vocabulary trained on `texts`), `smollm2`,
-        `qwen1.5b` or `qwen7b`.
+      preset: `tiny` or `nano` (parameters from `seed`, vocabulary trained on `texts`),
+        `smollm2`, `qwen1.5b` or `qwen7b`.
       path: empty for the preset's own source; else a model folder (safetensors), a .gguf file or
         a folder with one, or a hub name such as Qwen/Qwen2.5-1.5B-Instruct. For `tiny` a folder
         written by `save_model`, or one with only a tokenizer.
@@ -62,8 +63,9 @@ def load_model(
     """
     if preset not in PRESETS:
         raise UserError(f"model.preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}.")
-    if preset == "tiny":
-        return _tiny(path, seed, texts, dtype, param_dtype, mesh)
+    if preset in FROM_SCRATCH:
+        shape = FROM_SCRATCH[preset]
+        return _from_scratch(shape, path, seed, texts, dtype, param_dtype, mesh)
     if path:
         source = Path(path).expanduser()
         if not source.exists():
@@ -95,7 +97,7 @@ def _shardings(config: ModelConfig, mesh: Mesh | None) -> Params | None:
     return None if mesh is None else param_shardings(param_shapes(config), mesh)
 
 
-def _tiny(path, seed, texts, dtype, param_dtype, mesh) -> Model:
+def _from_scratch(shape, path, seed, texts, dtype, param_dtype, mesh) -> Model:
     if path:
         folder = Path(path).expanduser()
         if not folder.is_dir():
@@ -112,7 +114,7 @@ def _tiny(path, seed, texts, dtype, param_dtype, mesh) -> Model:
         )
     else:
         codec = Codec(train_bpe(texts, TINY_VOCAB))
-    config = tiny_config(codec.vocab_size, dtype, param_dtype)
+    config = shape(codec.vocab_size, dtype, param_dtype)
     init = jax.jit(init_params, static_argnums=0, out_shardings=_shardings(config, mesh))
     return Model(config, init(config, jax.random.key(seed)), codec)
 

@@ -1,7 +1,8 @@
 """One decoder for the Llama, Qwen2 and Qwen3 families, as pure functions over a Linen module.
 
-Tokens are flattened to [N] whatever they are (packed training rows, a prefill, one token of each
-decoding row); what may look at what is decided by the caller's `attend`. The parameter tree:
+The module only declares parameters; `init_params` fills them. Tokens are flattened to [N] whatever
+they are (packed training rows, a prefill, one token of each decoding row); what may look at what
+is decided by the caller's `attend`. The parameter tree:
 
     embed/embedding [V, D]
     layers_<i>/attention_norm/scale, mlp_norm/scale [D]
@@ -14,6 +15,7 @@ decoding row); what may look at what is decided by the caller's `attend`. The pa
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +30,7 @@ Params = Any  # nested dictionaries of arrays
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 INIT_SCALE = 0.02  # of GPT-2; residual outputs are scaled down by 1/sqrt(2 * layers)
+DRAWN = ("kernel", "embedding")  # parameters drawn at random by `init_params`
 
 
 class RMSNorm(nn.Module):
@@ -56,7 +59,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens_N: jax.Array) -> jax.Array:
         table_VD = self.param(
             "embedding",
-            nn.initializers.normal(INIT_SCALE),
+            nn.initializers.zeros,
             (self.config.vocab_size, self.config.width),
             jnp.dtype(self.config.param_dtype),
         )
@@ -71,8 +74,7 @@ class Unembedding(nn.Module):
     @nn.compact
     def __call__(self) -> None:
         shape = (self.config.width, self.config.vocab_size)
-        init = nn.initializers.normal(INIT_SCALE)
-        self.param("kernel", init, shape, jnp.dtype(self.config.param_dtype))
+        self.param("kernel", nn.initializers.zeros, shape, jnp.dtype(self.config.param_dtype))
 
 
 class Layer(nn.Module):
@@ -86,17 +88,16 @@ class Layer(nn.Module):
     ) -> tuple[jax.Array, Any]:
         c = self.config
 
-        def dense(features: int, name: str, bias: bool = False, scale: float = INIT_SCALE):
+        def dense(features: int, name: str, bias: bool = False):
             return nn.Dense(
                 features,
                 use_bias=bias,
                 name=name,
                 dtype=jnp.dtype(c.dtype),
                 param_dtype=jnp.dtype(c.param_dtype),
-                kernel_init=nn.initializers.normal(scale),
+                kernel_init=nn.initializers.zeros,  # see init_params
             )
 
-        residual_scale = INIT_SCALE / (2 * c.layers) ** 0.5
         h_ND = RMSNorm(c, name="attention_norm")(x_ND)
         q_NHC = dense(c.heads * c.head_dim, "q", c.qkv_bias)(h_ND)
         k_NKC = dense(c.kv_heads * c.head_dim, "k", c.qkv_bias)(h_ND)
@@ -109,12 +110,12 @@ class Layer(nn.Module):
             k_NKC = RMSNorm(c, name="k_norm")(k_NKC)
         out_NHC, kv = attend(rotate(q_NHC, cos, sin), rotate(k_NKC, cos, sin), v_NKC, kv)
         out_ND = out_NHC.astype(x_ND.dtype).reshape(-1, c.heads * c.head_dim)
-        x_ND = x_ND + dense(c.width, "o", scale=residual_scale)(out_ND)
+        x_ND = x_ND + dense(c.width, "o")(out_ND)
 
         h_ND = RMSNorm(c, name="mlp_norm")(x_ND)
         gate_NF = dense(c.feed_forward, "gate")(h_ND)
         up_NF = dense(c.feed_forward, "up")(h_ND)
-        x_ND = x_ND + dense(c.width, "down", scale=residual_scale)(nn.silu(gate_NF) * up_NF)
+        x_ND = x_ND + dense(c.width, "down")(nn.silu(gate_NF) * up_NF)
         return x_ND, kv
 
 
@@ -145,15 +146,40 @@ class Decoder(nn.Module):
         return hidden_ND, None if kv is None else tuple(new_kv)
 
 
-def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh parameters: normal(0.02), residual outputs normal(0.02 / sqrt(2 * layers)), norms 1."""
-    one = jnp.zeros((1,), jnp.int32)
-    return Decoder(config).init(key, one, one, lambda q, k, v, kv: (q, kv), None)["params"]
-
-
 def param_shapes(config: ModelConfig) -> Params:
     """The parameter tree as shapes and types, without allocating it."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    one = jax.ShapeDtypeStruct((1,), jnp.int32)
+
+    def declare(tokens_N):
+        model, key = Decoder(config), jax.random.key(0)
+        return model.init(key, tokens_N, tokens_N, lambda q, k, v, kv: (q, kv), None)["params"]
+
+    return jax.eval_shape(declare, one)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh parameters: normal(0.02), residual outputs normal(0.02 / sqrt(2 * layers)), norms 1.
+
+    All numbers are one draw that is cut into pieces: compiling a generator for each shape takes
+    seconds on CPU.
+    """
+    leaves, tree = jax.tree_util.tree_flatten_with_path(param_shapes(config))
+    names = [tuple(entry.key for entry in path) for path, _ in leaves]
+    sizes = [
+        leaf.size if name[-1] in DRAWN else 0 for name, (_, leaf) in zip(names, leaves, strict=True)
+    ]
+    noise = INIT_SCALE * jax.random.normal(key, (sum(sizes),))
+    pieces, start = [], 0
+    for name, size, (_, leaf) in zip(names, sizes, leaves, strict=True):
+        if size:
+            scale = (2 * config.layers) ** -0.5 if name[-2] in ("o", "down") else 1.0
+            piece = scale * noise[start : start + size].reshape(leaf.shape)
+        else:
+            piece = jnp.full(leaf.shape, 1.0 if name[-1] == "scale" else 0.0)
+        pieces.append(piece.astype(leaf.dtype))
+        start += size
+    return jax.tree.unflatten(tree, pieces)
 
 
 def forward(

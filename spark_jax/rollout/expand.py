@@ -268,9 +268,7 @@ class _Grower:
     def _after_reasoning(self, growing: _Growing, path: _Path, node: Node) -> None:
         """fork_at = same_step: the reasoning is a node; child 0 goes on with its action."""
         head = tuple(path.row.response)
-        self._go_on(
-            growing, path, node, path.row.tokens, path.past, path.step, path.score, head
-        )
+        self._go_on(growing, path, node, path.row.tokens, path.past, path.step, path.score, head)
 
     # --- the environment has answered -------------------------------------------------------
 
@@ -366,9 +364,7 @@ class _Grower:
                 indices = (*fork.parent, i)
                 pages = self.engine.fork(fork.source.prefix)
                 row = self._row(growing, indices, fork.tokens, pages, len(fork.head))
-                path = _Path(
-                    indices, fork.parent, fork.step, row, fork.past, fork.score, fork.head
-                )
+                path = _Path(indices, fork.parent, fork.step, row, fork.past, fork.score, fork.head)
                 growing.paths[indices] = path
                 self.owner[row] = (growing, path)
                 self.engine.add(row)

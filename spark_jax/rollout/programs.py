@@ -106,9 +106,7 @@ def decode_chunk(
         attend = _attend_pages(rows.table_BW, position_BT, slot_N)
         hidden_BD, kv = forward(params, config, rows.token_B, rows.position_B, attend, kv)
         logits_BV = unembed(params, config, hidden_BD)
-        token_B, logprob_B = sample_tokens(
-            logits_BV, rows.key_B2, rows.position_B + 1, temperature
-        )
+        token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)
         stop_B = jnp.where(active_B, stop_table_QV[rows.stop_B, token_B], rows.stop_B)
         ended_B = (stop_B == accept) | (token_B == end_of_turn)
         out = Decoded(

@@ -9,6 +9,7 @@ a run killed at any moment leaves only whole checkpoints and rubbish that the ne
 from __future__ import annotations
 
 import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import jax
@@ -45,13 +46,16 @@ class Checkpoints:
                 raise UserError(
                     f"{self._folder} cannot be made ({error.strerror}); choose another --workdir."
                 ) from None
+        if not read_only and jax.process_index() == 0:
+            # Orbax can do this too, but in the background, where it could meet a new save.
+            for left in self._folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(left, ignore_errors=True)
         self._manager = None
         if self._folder.is_dir():
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
                     create=False,
-                    cleanup_tmp_directories=not read_only,
                     # Saving is rare and short beside an iteration; done in the foreground, what
                     # is on the disk when `save` returns is what a restart finds.
                     enable_async_checkpointing=False,

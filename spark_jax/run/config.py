@@ -40,7 +40,7 @@ def base_config() -> ConfigDict:
     config.env.prompt = "short"  # short (model trained from scratch) or full (rules, templates)
 
     config.model = ConfigDict()
-    config.model.preset = "tiny"  # tiny, smollm2, qwen1.5b, qwen7b
+    config.model.preset = "tiny"  # tiny, nano (tests), smollm2, qwen1.5b, qwen7b
     config.model.path = ""  # folder, GGUF file or hub name of the weights; "": the preset's own
     config.model.param_dtype = "float32"  # of stored parameters: float32 or bfloat16
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
@@ -55,7 +55,7 @@ def base_config() -> ConfigDict:
 
     config.algo = ConfigDict()
     config.algo.name = "spark"  # spark, or grpo: separate episodes (signal never, roots = leaves)
-    config.algo.advantage = "leaf_group"  # of a leaf: see CHOICES, and learn/advantage.py for formulas
+    config.algo.advantage = "leaf_group"  # see CHOICES; formulas in learn/advantage.py
     config.algo.leaf_weight = "uniform"  # uniform (the paper) or path (product of 1/b_eff)
     config.algo.token_mean = "step"  # step: over all tokens of the optimiser step; leaf: per leaf
     config.algo.invalid_penalty = 0.0  # subtracted from the advantage of an invalid step's tokens
@@ -123,7 +123,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "env.protocol": ("held_out", "all_types"),
     "env.success": ("strict", "loose"),
     "env.prompt": ("short", "full"),
-    "model.preset": ("tiny", "smollm2", "qwen1.5b", "qwen7b"),
+    "model.preset": ("tiny", "nano", "smollm2", "qwen1.5b", "qwen7b"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "tree.signal": ("explore", "random", "always", "never"),
@@ -149,8 +149,9 @@ for _key in (
     _RULES[_key] = (lambda value: value >= 1, "1 or more")
 for _key in (
     "seed env.workers sft.panel sft.trajectories sft.epochs sft.patience sft.weight_decay "
-    "rl.iterations rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay algo.invalid_penalty rollout.pages "
-    "sft.extra_seconds eval.temperature eval.episodes eval.every mesh.data sft.min_learning_rate"
+    "rl.iterations rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay algo.invalid_penalty "
+    "rollout.pages sft.extra_seconds eval.temperature eval.episodes eval.every mesh.data "
+    "sft.min_learning_rate"
 ).split():
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():

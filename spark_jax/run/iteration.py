@@ -108,9 +108,7 @@ def learn(
     groups, packed, linear = [], 0, 0
     for part in range(config.rl.minibatches):
         group = items[part :: config.rl.minibatches]
-        batch, stats = pack_trees(
-            group, config.train.row_tokens, config.train.row_targets, rows
-        )
+        batch, stats = pack_trees(group, config.train.row_tokens, config.train.row_targets, rows)
         packed, linear = packed + stats.packed_tokens, linear + stats.linear_tokens
         batches = [
             _with_old_and_reference(config, steps, put_batch(b, policy.mesh), params, reference)

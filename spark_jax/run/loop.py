@@ -32,7 +32,6 @@ from spark_jax.run.iteration import learn, rollout
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.policy import (
     Policy,
-    copy_params,
     limits,
     load_policy,
     make_engine,
@@ -107,7 +106,9 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
             del policy
             engine.use(params, config.rl.temperature)
             programs = engine.compile_all()
-            _say(f"{programs} sampling programs ready after {duration(time.perf_counter() - began)}")
+            _say(
+                f"{programs} sampling programs ready after {duration(time.perf_counter() - began)}"
+            )
             if not state.warm and config.sft.from_run:
                 params = _borrow_warm_up(this, params)
                 opt_state = rl_steps(config, this.policy).init(params)
@@ -151,17 +152,16 @@ def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Ex
         done = 0
 
         def on_done(i: int, total: int) -> None:
+            """A task that was drawn twice is played once, so `total` may be below `count`."""
             nonlocal done
-            step = max(1, total // 10)
-            if i == total or i - done >= step:
-                progress.advance(i - done)
-                done = i
+            now = count * i // total
+            if i == total or now - done >= max(1, count // 10):
+                progress.advance(now - done)
+                done = now
 
         workers = min(os.cpu_count() or 1, default_workers())
         cache = Path.home() / ".cache" / "spark_jax" / "gold"
-        examples = warmup.expert_examples(
-            world, count, config.seed, workers, cache, on_done
-        )
+        examples = warmup.expert_examples(world, count, config.seed, workers, cache, on_done)
     warmup.save_examples(path, examples)
     return examples
 
@@ -254,7 +254,7 @@ def _borrow_warm_up(this: Run, params: Any) -> Any:
 
 def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
     """The control: SFT goes on for `sft.extra_seconds`, its learning rate falling from a third of
-    the warm-up's to its end. Wall time decides, so this phase starts over when it is interrupted."""
+    the warm-up's to its end. Wall time decides; interrupted, this phase starts over."""
     config, state = this.config, this.state
     steps, end = sft_steps(config, this.policy), config.sft.extra_seconds
     shape, trees = _sft_data(this, examples)
@@ -359,19 +359,22 @@ def _evaluate(this: Run, name: str, params: Any) -> None:
         tasks = this.world.splits[split]
         total = min(config.eval.episodes or len(tasks), len(tasks))
         with Progress(f"{name}, {split}", total, "episode") as progress:
-            results: list[EpisodeResult] = []
-
-            def on_episode(result: EpisodeResult) -> None:
-                results.append(result)
-                if progress.is_terminal or len(results) == total:
-                    done = 1 if progress.is_terminal else total
-                    rate = sum(r.success for r in results) / len(results)
-                    progress.advance(done, success=rate)
-
-            splits[split] = _play(this, split, config.eval.episodes, params, on_episode)
-    entry = add_evaluation(
-        this.workdir, name, this.state.step, config.eval.temperature, splits
-    )
+            tell = _episode_counter(progress, total)
+            splits[split] = _play(this, split, config.eval.episodes, params, tell)
+    entry = add_evaluation(this.workdir, name, this.state.step, config.eval.temperature, splits)
     values = eval_metrics(entry) | {"time/eval_s": time.perf_counter() - start}
     this.metrics.write(this.state.step, "eval", values)
     this.state.evaluated.append(name)
+
+
+def _episode_counter(progress: Progress, total: int) -> Callable[[EpisodeResult], None]:
+    """Reports each episode on a terminal, and elsewhere all of them in one line."""
+    successes = seen = 0
+
+    def tell(result: EpisodeResult) -> None:
+        nonlocal successes, seen
+        successes, seen = successes + result.success, seen + 1
+        if progress.is_terminal or seen == total:
+            progress.advance(1 if progress.is_terminal else total, success=successes / seen)
+
+    return tell

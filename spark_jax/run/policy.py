@@ -16,7 +16,7 @@ from spark_jax.learn.loss import policy_loss, sft_loss
 from spark_jax.learn.step import Steps, adamw, make_steps
 from spark_jax.models.chat import Codec
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.presets import load_model
+from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
 from spark_jax.rollout.engine import Engine, EngineShape
 from spark_jax.rollout.expand import Limits, TreeRule
@@ -37,7 +37,7 @@ def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str]) -> Poli
     mesh = _mesh(config)
     saved = workdir / "tokenizer"
     path = config.model.path
-    if config.model.preset == "tiny" and not path and (saved / "tokenizer.json").is_file():
+    if config.model.preset in FROM_SCRATCH and not path and (saved / "tokenizer.json").is_file():
         path = str(saved)
     model = load_model(
         config.model.preset,
@@ -104,9 +104,7 @@ EPISODE = TreeRule(leaves=1, roots=1, branch=1, signal_name="never", signal=neve
 
 
 def limits(config: ConfigDict) -> Limits:
-    return Limits(
-        config.env.max_steps, config.rollout.response_tokens, config.rollout.path_tokens
-    )
+    return Limits(config.env.max_steps, config.rollout.response_tokens, config.rollout.path_tokens)
 
 
 def sft_steps(config: ConfigDict, policy: Policy) -> Steps:

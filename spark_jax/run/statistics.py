@@ -104,8 +104,6 @@ def pass_at_k(trials: int, successes: int, k: int) -> float:
     """
     if not 0 <= successes <= trials or not 1 <= k <= trials:
         raise ValueError(f"pass@{k} needs 1 <= k <= trials and successes of them, not more")
-    if trials - successes < k:
-        return 1.0
     return 1.0 - math.comb(trials - successes, k) / math.comb(trials, k)
 
 

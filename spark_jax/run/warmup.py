@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spark_jax.envs.expert import Trajectory
+from spark_jax.envs.annotate import Trajectory
 from spark_jax.envs.response import render_response
 from spark_jax.envs.tasks import tasks_of_iteration
 from spark_jax.learn.credit import normaliser, sft_weights

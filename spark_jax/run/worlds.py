@@ -11,8 +11,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from spark_jax.envs import expert, scienceworld, toy
+from spark_jax.envs.annotate import ExpertStep, Trajectory
 from spark_jax.envs.base import Environment
-from spark_jax.envs.expert import ExpertStep, Trajectory
 from spark_jax.envs.tasks import by_type
 from spark_jax.types import Start, Task, UserError
 

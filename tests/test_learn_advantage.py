@@ -1,0 +1,157 @@
+import numpy as np
+import pytest
+from trees import random_tree
+
+from spark_jax.learn import advantage
+from spark_jax.learn.credit import (
+    normaliser,
+    record_advantages,
+    response_tokens,
+    segment_weights,
+    sft_weights,
+)
+from spark_jax.types import Node, Task, Tree
+
+
+def forked_tree(rewards=(1.0, 0.0, 0.0, 1.0)):
+    """prompt -> 1 -> {3, 4 -> {5, 6}}, prompt -> 2; leaves 2, 3, 5, 6 with 1, 2, 3, 3 steps."""
+    parents = [-1, 0, 0, 1, 1, 4, 4]
+    steps = [0, 1, 1, 2, 2, 3, 3]
+    lengths = [0, 2, 3, 1, 2, 4, 1]
+    nodes = [
+        Node(id=i, parent=p, step=s, response_ids=[7] * n, context_ids=[1])
+        for i, (p, s, n) in enumerate(zip(parents, steps, lengths, strict=True))
+    ]
+    for leaf, reward in zip((2, 3, 5, 6), rewards, strict=True):
+        nodes[leaf].reward = reward
+    return Tree(Task("toy", "t", 0), 4, 2, 2, "explore_tag", nodes)
+
+
+def per_leaf(matrix):
+    """The one number of each leaf of a formula that gives one."""
+    assert (matrix == matrix[:, :1]).all()
+    return matrix[:, 0]
+
+
+def test_leaf_group_by_hand():
+    tree = forked_tree((1.0, 0.0, 0.0, 0.0))
+    got = per_leaf(advantage.leaf_group(tree, np.ones(4)))
+    # mean 1/4, sum of squares 3/4, ddof 1: std = sqrt(1/4) = 1/2
+    np.testing.assert_allclose(got, np.array([0.75, -0.25, -0.25, -0.25]) / (0.5 + 1e-6))
+
+
+def test_leaf_group_with_path_weights_by_hand():
+    tree = forked_tree()
+    w = advantage.path_weights(tree)
+    np.testing.assert_allclose(w, [1, 1 / 2, 1 / 4, 1 / 4])
+    got = per_leaf(advantage.leaf_group(tree, w))
+    mean = (1 + 1 / 4) / 2
+    squares = 1 * (1 - mean) ** 2 + 0.5 * mean**2 + 0.25 * mean**2 + 0.25 * (1 - mean) ** 2
+    std = np.sqrt(squares / (2 - (1 + 1 / 4 + 2 / 16) / 2))
+    np.testing.assert_allclose(got, (np.array([1, 0, 0, 1]) - mean) / (std + 1e-6))
+
+
+def test_step_rows_by_hand():
+    tree = forked_tree((1.0, 0.0, 0.0, 1.0))
+    got = per_leaf(advantage.step_rows(tree, np.ones(4)))
+    rows = np.array([1.0] + [0.0] * 2 + [0.0] * 3 + [1.0] * 3)  # one row for each step
+    expected = (np.array([1, 0, 0, 1]) - rows.mean()) / (rows.std(ddof=1) + 1e-6)
+    np.testing.assert_allclose(got, expected)
+
+
+def test_step_rows_counts_turns_not_nodes():
+    tree = forked_tree()
+    for node in tree.nodes[5:]:
+        node.step = 2  # reasoning (node 4) and action (5, 6) of one turn
+    np.testing.assert_array_equal(advantage.path_steps(tree), [1, 2, 2, 2])
+
+
+def test_no_std_by_hand():
+    got = per_leaf(advantage.no_std(forked_tree(), np.ones(4)))
+    np.testing.assert_allclose(got, [0.5, -0.5, -0.5, 0.5])
+
+
+def test_sibling_by_hand():
+    got = advantage.sibling(forked_tree((1.0, 0.0, 0.0, 1.0)), np.ones(4))
+    # values: node 1 = 1/3 (leaves 3, 5, 6), 2 = 1, 3 = 0, 4 = 1/2, 5 = 0, 6 = 1
+    roots = (1 / 3 + 1) / 2
+    expected = [0, 1 / 3 - roots, 1 - roots, 0 - 1 / 4, 1 / 2 - 1 / 4, -1 / 2, 1 / 2]
+    np.testing.assert_allclose(got, [expected] * 4)
+
+
+def test_sibling_between_forks_takes_the_nearest_fork_above():
+    tree = forked_tree()
+    tree.nodes[6].reward = 0.0
+    tree.nodes.append(Node(id=7, parent=6, step=4, reward=1.0))
+    got = advantage.sibling(tree, np.ones(4))[0]
+    assert got[7] == got[6] == 0.5
+
+
+def test_mix():
+    tree, w = forked_tree(), np.ones(4)
+    mixed = advantage.mix(((0.25, advantage.no_std), (2.0, advantage.sibling)))(tree, w)
+    expected = 0.25 * advantage.no_std(tree, w) + 2.0 * advantage.sibling(tree, w)
+    np.testing.assert_allclose(mixed, expected)
+
+
+@pytest.mark.parametrize("name", ["leaf_group", "step_rows", "no_std"])
+@pytest.mark.parametrize("reward", [0.0, 0.1, 1.0])
+def test_no_variance_is_exactly_zero(name, reward):
+    tree = forked_tree((reward,) * 4)
+    assert not advantage.ADVANTAGES[name](tree, advantage.path_weights(tree)).any()
+
+
+def test_one_leaf_is_zero():
+    tree = forked_tree()
+    tree.nodes = tree.nodes[:2]
+    tree.nodes[1].reward = 1.0
+    for formula in advantage.ADVANTAGES.values():
+        assert not formula(tree, np.ones(1)).any()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_path_weights_of_a_root_sum_to_one(seed):
+    tree = random_tree(seed, roots=3)
+    assert advantage.path_weights(tree).sum() == pytest.approx(3)
+
+
+def test_segment_weights_add_up_the_leaves_below():
+    tree, w = forked_tree(), np.array([1.0, 2.0, 3.0, 4.0])
+    matrix = np.array([[0.5] * 7, [-1.0] * 7, [2.0] * 7, [-0.25] * 7])
+    a_plus, a_minus, n = segment_weights(tree, matrix, w)
+    np.testing.assert_allclose(n[1:], [9, 1, 2, 7, 3, 4])
+    np.testing.assert_allclose(a_plus[1:], [6, 0.5, 0, 6, 6, 0])
+    np.testing.assert_allclose(a_minus[1:], [-3, 0, -2, -1, 0, -1])
+
+
+def test_invalid_penalty_touches_that_step_only():
+    tree = forked_tree()
+    tree.nodes[4].valid = False
+    zero = np.zeros((4, 7))
+    a_plus, a_minus, n = segment_weights(tree, zero, np.ones(4), invalid_penalty=0.1)
+    np.testing.assert_allclose(a_minus, [0, 0, 0, 0, -0.2, 0, 0])  # two leaves below node 4
+    assert not a_plus.any()
+    assert n[4] == 2
+
+
+def test_normaliser_counts_token_copies_or_leaves():
+    tree = forked_tree()
+    np.testing.assert_allclose(response_tokens(tree), [3, 3, 8, 5])
+    zero = np.zeros((4, 7))
+    per_token = segment_weights(tree, zero, np.ones(4))
+    assert normaliser([(tree, per_token)]) == 3 + 3 + 8 + 5
+    per_leaf = segment_weights(tree, zero, np.ones(4), per_leaf=True)
+    assert normaliser([(tree, per_leaf), (tree, per_leaf)]) == pytest.approx(8)
+
+
+def test_record_advantages_writes_the_mean():
+    tree, w = forked_tree(), np.ones(4)
+    record_advantages(tree, segment_weights(tree, advantage.no_std(tree, w), w))
+    assert tree.nodes[2].advantage == pytest.approx(0.5)
+    assert tree.nodes[1].advantage == pytest.approx((-0.5 - 0.5 + 0.5) / 3)
+
+
+def test_sft_weights_are_one_on_a_chain():
+    tree = forked_tree()
+    tree.nodes = tree.nodes[:2]
+    assert list(sft_weights(tree).n_G) == [1, 1]
