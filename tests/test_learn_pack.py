@@ -7,7 +7,7 @@ from trees import random_tree
 from spark_jax.learn.advantage import LEAF_WEIGHTS, leaf_group
 from spark_jax.learn.credit import segment_weights, sft_weights
 from spark_jax.learn.pack import chain_tree, linear_tokens, micro_batches, pack_trees
-from spark_jax.types import UserError
+from spark_jax.types import Node, UserError
 
 
 def weighed(tree, kind="path"):
@@ -61,10 +61,7 @@ def test_every_target_once_with_its_history_and_weights(
     ]
     items = [weighed(t) for t in trees]
     longest = max(
-        sum(
-            len(t.nodes[i].response_ids) + len(t.nodes[i].context_ids)
-            for i in t.path(leaf)
-        )
+        sum(len(t.nodes[i].response_ids) + len(t.nodes[i].context_ids) for i in t.path(leaf))
         for t in trees
         for leaf in t.leaf_ids()
     )
@@ -91,7 +88,9 @@ def test_padding_sees_only_itself_and_weighs_nothing():
     batch, stats = pack_trees([weighed(random_tree(0))], 512, rows_multiple=3)
     assert (stats.rows, batch.tokens_RT.shape) == (1, (3, 512))
     own = np.arange(1, 513)
-    np.testing.assert_array_equal(batch.end_RT[0, stats.packed_tokens :], own[stats.packed_tokens :])
+    np.testing.assert_array_equal(
+        batch.end_RT[0, stats.packed_tokens :], own[stats.packed_tokens :]
+    )
     np.testing.assert_array_equal(batch.end_RT[1:], [own, own])
     assert (batch.n_RM[0] > 0).sum() == stats.targets
     assert not batch.n_RM[1:].any()
@@ -151,6 +150,16 @@ def test_tokens_without_weight_are_no_targets():
     weights.n_G[1] = 0.0
     batch, stats = pack_trees([(tree, weights)], 10)
     assert stats.targets == 1 and batch.target_RM[0, 0] == 5
+
+
+def test_a_node_without_tokens_is_passed_over():
+    tree = chain_tree([1, 2], [([3], [4]), ([], []), ([5], [])])
+    tree.nodes += [Node(id=4, parent=2, step=3, response_ids=[6])]
+    tree.nodes += [Node(id=5, parent=1, step=2), Node(id=6, parent=5, step=3, response_ids=[7])]
+    batch, _ = pack_trees([(tree, sft_weights(tree))], 10)
+    assert list(batch.tokens_RT[0, :7]) == [1, 2, 3, 4, 5, 6, 7]
+    assert list(batch.pred_RM[0, :4]) == [1, 3, 3, 3]
+    assert list(batch.position_RT[0, :7]) == [0, 1, 2, 3, 4, 4, 4]
 
 
 def test_nothing_to_pack_is_one_empty_micro_batch():

@@ -30,9 +30,7 @@ def packed_end(rows_multiple=2, row_tokens=96, seeds=range(6)):
 def random_qkv(key, n, heads, kv_heads, channels, dtype):
     keys = jax.random.split(jax.random.key(key), 3)
     shapes = [(n, heads, channels), (n, kv_heads, channels), (n, kv_heads, channels)]
-    return [
-        jax.random.normal(k, s, dtype) * 2.0 for k, s in zip(keys, shapes, strict=True)
-    ]
+    return [jax.random.normal(k, s, dtype) * 2.0 for k, s in zip(keys, shapes, strict=True)]
 
 
 def values_and_gradients(attention, q, k, v):
@@ -47,9 +45,14 @@ def values_and_gradients(attention, q, k, v):
     return (*jax.jit(attention)(q, k, v), *grads)
 
 
-@pytest.mark.parametrize("dtype,tolerance", [("float64", 1e-12), ("float32", 1e-5)])
-@pytest.mark.parametrize("heads,kv_heads", [(4, 4), (6, 2), (3, 1)])
-@pytest.mark.parametrize("block", [8, 32])
+@pytest.mark.parametrize(
+    "dtype,tolerance,heads,kv_heads,block",
+    [
+        ("float64", 1e-12, 6, 2, 32),
+        ("float32", 1e-5, 6, 2, 8),
+        ("float32", 1e-5, 3, 1, 32),
+    ],
+)
 def test_blockwise_equals_dense(dtype, tolerance, heads, kv_heads, block):
     with jax.enable_x64(dtype == "float64"):
         end = flatten_end(jnp.asarray(packed_end(row_tokens=90)))[:-7]  # not a multiple of a block

@@ -38,6 +38,21 @@ def tasks_of_iteration(
     return chosen
 
 
+def distinct_tasks(
+    tasks_by_type: Mapping[str, Sequence[Task]], n: int, seed: int
+) -> list[Task]:
+    """`n` tasks for the warm-up (all, if there are no more): types in turn while they last, so
+    small types come in whole and no variation comes twice. Depends on the seed and the tasks."""
+    rng = random.Random(f"warm-up tasks {seed}")
+    left = {t: rng.sample(list(ts), len(ts)) for t, ts in sorted(tasks_by_type.items())}
+    chosen: list[Task] = []
+    while any(left.values()) and len(chosen) < n:
+        for tasks in left.values():
+            if tasks and len(chosen) < n:
+                chosen.append(tasks.pop())
+    return chosen
+
+
 def panel(tasks: Sequence[Task], episodes: int, seed: int) -> list[Task]:
     """The fixed tasks of an evaluation: `episodes` of the split, drawn uniformly without
     replacement, in the order of the split; the whole split when it has no more."""

@@ -85,21 +85,18 @@ def _pieces(tree: Tree, weights: SegmentWeights, row_tokens: int, row_targets: i
     wanted = [len(n.response_ids) if weights.n_G[n.id] > 0 else 0 for n in tree.nodes]
     pieces: list[_Piece] = []
     owned_before: set[int] = set()
-    piece: _Piece | None = None
     held: set[int] = set()
     for leaf in _leaves_depth_first(children):
         path = tree.path(leaf)
         fresh = [i for i in path if i not in owned_before]
         more_targets = sum(wanted[i] for i in fresh)
-        if piece is not None:
-            new = [i for i in path if i not in held]
-            more_tokens = sum(size[i] for i in new)
-            if (
-                piece.tokens + more_tokens > row_tokens
-                or piece.targets + more_targets > row_targets
-            ):
-                piece = None
-        if piece is None:
+        new = [i for i in path if i not in held]
+        more_tokens = sum(size[i] for i in new)
+        if (
+            not pieces
+            or pieces[-1].tokens + more_tokens > row_tokens
+            or pieces[-1].targets + more_targets > row_targets
+        ):
             new, held = path, set()
             more_tokens = sum(size[i] for i in path)
             if more_tokens > row_tokens or more_targets > row_targets:
@@ -112,8 +109,8 @@ def _pieces(tree: Tree, weights: SegmentWeights, row_tokens: int, row_targets: i
                     f"one path of a {tree.task.type!r} tree has {what} and a training row holds "
                     f"{limit}; raise {key}."
                 )
-            piece = _Piece(tree, weights, [], set(), 0, 0)
-            pieces.append(piece)
+            pieces.append(_Piece(tree, weights, [], set(), 0, 0))
+        piece = pieces[-1]
         piece.order.extend(new)
         piece.owned.update(fresh)
         piece.tokens += more_tokens
@@ -128,15 +125,17 @@ def _place(pieces: Sequence[_Piece], row_tokens: int, row_targets: int) -> list[
     rows: list[list[_Piece]] = []
     room: list[tuple[int, int]] = []
     for piece in sorted(pieces, key=lambda p: -p.tokens):  # stable: ties keep their order
-        for r, (tokens, targets) in enumerate(room):
-            if piece.tokens <= tokens and piece.targets <= targets:
-                break
-        else:
-            r, (tokens, targets) = len(rows), (row_tokens, row_targets)
+        fits = (
+            r
+            for r, (tokens, targets) in enumerate(room)
+            if piece.tokens <= tokens and piece.targets <= targets
+        )
+        r = next(fits, len(rows))
+        if r == len(rows):
             rows.append([])
-            room.append((tokens, targets))
+            room.append((row_tokens, row_targets))
         rows[r].append(piece)
-        room[r] = tokens - piece.tokens, targets - piece.targets
+        room[r] = room[r][0] - piece.tokens, room[r][1] - piece.targets
     return rows
 
 

@@ -29,7 +29,8 @@ from spark_jax.models.sharding import param_shardings, row_sharding
 from spark_jax.ops.tree_attention import DEFAULT_BLOCK, Backend, make_attend
 
 Params = Any
-CHUNK_LOGITS = 2**23  # logits of one chunk on one device: 32 MiB in float32
+CHUNK_LOGITS = 2**26  # most logits of one chunk on one device: 256 MiB in float32
+CHUNK_TARGETS = 256  # most targets of a row in one chunk: chunks of padding are skipped
 
 
 class Sums(NamedTuple):
@@ -46,9 +47,7 @@ class Steps(NamedTuple):
     zero: Callable[[Params], Sums]
     score: Callable[[Params, PackedBatch], tuple[jax.Array, jax.Array]]  # (logp_RM, entropy_RM)
     gradient: Callable[[Params, Sums, PackedBatch, float], Sums]  # donates the sums
-    apply: Callable[
-        [Params, Any, Sums, float], tuple[Params, Any, dict]
-    ]  # keeps only the sums
+    apply: Callable[[Params, Any, Sums, float], tuple[Params, Any, dict]]  # keeps only the sums
 
 
 def adamw(
@@ -71,8 +70,8 @@ def adamw(
 
 
 def _chunk_size(targets: int, rows: int, vocab_size: int) -> int:
-    """Targets of a row that one chunk takes: a power of two, at most CHUNK_LOGITS logits."""
-    wanted = min(max(CHUNK_LOGITS // (rows * vocab_size), 8), targets)
+    """Targets of a row that one chunk takes, a power of two."""
+    wanted = min(max(CHUNK_LOGITS // (rows * vocab_size), 8), CHUNK_TARGETS, targets)
     return 1 << (wanted.bit_length() - 1)
 
 

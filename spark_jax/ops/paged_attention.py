@@ -6,15 +6,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+BLOCK_TOKENS = 128  # cache positions looked at in one go
 
-def paged_attention(
+
+def gathered_attention(
     q_BTHC: jax.Array,
     k_PSKC: jax.Array,
     v_PSKC: jax.Array,
     table_BW: jax.Array,
     position_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """Plain XLA: gathers the pages of each row, then masked softmax attention in float32.
+    """The readable reference: gathers all pages of each row, then masked softmax in float32.
 
     Query (b, t) looks at cache positions 0 … position_BT[b, t], its own included: the keys of the
     new tokens must already be in their pages.
@@ -24,28 +26,75 @@ def paged_attention(
     """
     B, T, H, C = q_BTHC.shape
     _, S, K, _ = k_PSKC.shape
-    W = table_BW.shape[1]
-    k_BXKC = k_PSKC[table_BW].reshape(B, W * S, K, C)
-    v_BXKC = v_PSKC[table_BW].reshape(B, W * S, K, C)
+    X = table_BW.shape[1] * S
+    k_BXKC = k_PSKC[table_BW].reshape(B, X, K, C)
+    v_BXKC = v_PSKC[table_BW].reshape(B, X, K, C)
     q_BTKGC = q_BTHC.reshape(B, T, K, H // K, C)
-    logits_BKGTX = jnp.einsum(
-        "btkgc,bxkc->bkgtx", q_BTKGC, k_BXKC, preferred_element_type=jnp.float32
-    ) * (C**-0.5)
-    visible_BTX = jnp.arange(W * S) <= position_BT[:, :, None]
-    logits_BKGTX = jnp.where(visible_BTX[:, None, None], logits_BKGTX, -jnp.inf)
-    max_BKGT = logits_BKGTX.max(-1)
-    weight_BKGTX = jnp.exp(logits_BKGTX - max_BKGT[..., None])
-    sum_BKGT = weight_BKGTX.sum(-1)
-    out_BTKGC = jnp.einsum(
-        "bkgtx,bxkc->btkgc",
-        weight_BKGTX.astype(v_BXKC.dtype),
-        v_BXKC,
-        preferred_element_type=jnp.float32,
+    scores = jnp.einsum("btkgc,bxkc->btkgx", q_BTKGC, k_BXKC, preferred_element_type=jnp.float32)
+    visible_BTX = jnp.arange(X) <= position_BT[:, :, None]
+    scores = jnp.where(visible_BTX[:, :, None, None], scores * C**-0.5, -jnp.inf)
+    lse_BTKG = jax.nn.logsumexp(scores, axis=-1)
+    weights = jnp.exp(scores - lse_BTKG[..., None]).astype(v_BXKC.dtype)
+    out = jnp.einsum("btkgx,bxkc->btkgc", weights, v_BXKC, preferred_element_type=jnp.float32)
+    return out.reshape(B, T, H, C).astype(q_BTHC.dtype), lse_BTKG.reshape(B, T, H)
+
+
+def paged_attention(
+    q_BTHC: jax.Array,
+    k_PSKC: jax.Array,
+    v_PSKC: jax.Array,
+    table_BW: jax.Array,
+    position_BT: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Plain XLA, same result as `gathered_attention`: a running softmax over blocks of pages.
+
+    The number of blocks is read from the positions on the device, so one program serves every
+    length and costs what the longest row of the batch needs, not what the table could hold.
+    """
+    B, T, H, C = q_BTHC.shape
+    _, S, K, _ = k_PSKC.shape
+    G, pages = H // K, max(1, BLOCK_TOKENS // S)
+    table_BW = jnp.pad(table_BW, ((0, 0), (0, -table_BW.shape[1] % pages)))
+    q_BKTGC = q_BTHC.reshape(B, T, K, G, C).transpose(0, 2, 1, 3, 4) * C**-0.5
+    q_BKMC = q_BKTGC.reshape(B, K, T * G, C)
+    blocks = jnp.max(position_BT) // (pages * S) + 1
+
+    def block(i, carry):
+        max_BKM, sum_BKM, out_BKMC = carry
+        ids = jax.lax.dynamic_slice_in_dim(table_BW, i * pages, pages, axis=1)
+        k_BXKC = k_PSKC[ids].reshape(B, pages * S, K, C)
+        v_BXKC = v_PSKC[ids].reshape(B, pages * S, K, C)
+        scores = jnp.einsum("bkmc,bxkc->bkmx", q_BKMC, k_BXKC, preferred_element_type=jnp.float32)
+        key_X = i * (pages * S) + jnp.arange(pages * S)
+        visible = key_X <= position_BT[:, None, :, None, None]
+        visible = jnp.broadcast_to(visible, (B, 1, T, G, pages * S)).reshape(B, 1, T * G, -1)
+        scores = jnp.where(visible, scores, -jnp.inf)
+        # Position 0 is visible to every query, so after the first block the maximum is finite.
+        new_max = jnp.maximum(max_BKM, scores.max(-1))
+        shrink = jnp.exp(max_BKM - new_max)
+        weights = jnp.exp(scores - new_max[..., None])
+        part = jnp.einsum(
+            "bkmx,bxkc->bkmc",
+            weights.astype(v_BXKC.dtype),
+            v_BXKC,
+            preferred_element_type=jnp.float32,
+        )
+        total = sum_BKM * shrink + weights.sum(-1)
+        return new_max, total, out_BKMC * shrink[..., None] + part
+
+    M = T * G
+    start = (
+        jnp.full((B, K, M), -jnp.inf),
+        jnp.zeros((B, K, M), jnp.float32),
+        jnp.zeros((B, K, M, C), jnp.float32),
     )
-    sum_BTH = sum_BKGT.transpose(0, 3, 1, 2).reshape(B, T, H)
-    lse_BTH = max_BKGT.transpose(0, 3, 1, 2).reshape(B, T, H) + jnp.log(sum_BTH)
-    out_BTHC = out_BTKGC.reshape(B, T, H, C) / sum_BTH[..., None]
-    return out_BTHC.astype(q_BTHC.dtype), lse_BTH
+    max_BKM, sum_BKM, out_BKMC = jax.lax.fori_loop(0, blocks, block, start)
+
+    def heads_last(x):
+        return x.reshape(B, K, T, G, *x.shape[3:]).swapaxes(1, 2).reshape(B, T, H, *x.shape[3:])
+
+    out = heads_last(out_BKMC / sum_BKM[..., None])
+    return out.astype(q_BTHC.dtype), heads_last(max_BKM + jnp.log(sum_BKM))
 
 
 def write_pages(pages_PSKC: jax.Array, new_NKC: jax.Array, slot_N: jax.Array) -> jax.Array:

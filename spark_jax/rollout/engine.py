@@ -44,8 +44,9 @@ class EngineShape:
         return _ladder(self.rows, 4, 2)
 
     @property
-    def page_ladder(self) -> tuple[int, ...]:
-        return _ladder(-(-(self.path_tokens + self.chunk) // self.slots), 2, 3)
+    def table_pages(self) -> int:
+        """Width of the page table. One is enough: attention looks only at the pages in use."""
+        return -(-(self.path_tokens + self.chunk) // self.slots)
 
     @property
     def prefill_ladder(self) -> tuple[int, ...]:
@@ -53,7 +54,7 @@ class EngineShape:
 
 
 def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
-    """Bucket sizes, the largest is `top`: e.g. top 96, ratio 2, 3 rungs -> (24, 48, 96)."""
+    """Bucket sizes, the largest is `top`: e.g. top 64, ratio 4, 2 rungs -> (16, 64)."""
     return tuple(sorted({max(1, -(-top // ratio**i)) for i in range(rungs)}))
 
 
@@ -134,12 +135,11 @@ class Engine:
         """Runs every program once on empty rows; returns their number."""
         count = 0
         for B in self.shape.row_ladder:
-            for W in self.shape.page_ladder:
-                for T in self.shape.prefill_ladder:
-                    self._prefill([], B, T, W)
-                    count += 1
-                self._decode([], B, W)
+            for T in self.shape.prefill_ladder:
+                self._prefill([], B, T)
                 count += 1
+            self._decode([], B)
+            count += 1
         self._copy([(0, 0)])
         jax.block_until_ready(self.kv)
         return count + 1
@@ -238,14 +238,11 @@ class Engine:
         padded[:, : len(copies)] = np.array(copies, np.int32).T
         self.kv = copy_pages(self.kv, padded[0], padded[1])
 
-    def _table(self, rows: Sequence[Row], B: int, W: int) -> np.ndarray:
-        table_BW = np.zeros((B, W), np.int32)
+    def _table(self, rows: Sequence[Row], B: int) -> np.ndarray:
+        table_BW = np.zeros((B, self.shape.table_pages), np.int32)
         for b, row in enumerate(rows):
-            table_BW[b, : len(row.pages.ids)] = row.pages.ids[:W]
+            table_BW[b, : len(row.pages.ids)] = row.pages.ids
         return table_BW
-
-    def _pages_bucket(self, rows: Sequence[Row]) -> int:
-        return _bucket(self.shape.page_ladder, max(len(row.pages.ids) for row in rows))
 
     def _prefill_round(self) -> None:
         rows = [row for row in self.running if row.to_prefill > 0]
@@ -255,19 +252,19 @@ class Engine:
         self._grow(rows, [row.pages.length + n for row, n in zip(rows, counts, strict=True)])
         B = _bucket(self.shape.row_ladder, len(rows))
         T = _bucket(self.shape.prefill_ladder, max(counts))
-        self._prefill(rows, B, T, self._pages_bucket(rows))
+        self._prefill(rows, B, T)
         for row, n in zip(rows, counts, strict=True):
             row.pages.length += n
             self.stats.prefill_tokens += n
 
-    def _prefill(self, rows: Sequence[Row], B: int, T: int, W: int) -> None:
+    def _prefill(self, rows: Sequence[Row], B: int, T: int) -> None:
         token_BT = np.zeros((B, T), np.int32)
         start_B, count_B = np.zeros(B, np.int32), np.zeros(B, np.int32)
         for b, row in enumerate(rows):
             n = min(row.to_prefill, T)
             start_B[b], count_B[b] = row.pages.length, n
             token_BT[b, :n] = row.tokens[row.pages.length : row.pages.length + n]
-        table_BW = self._table(rows, B, W)
+        table_BW = self._table(rows, B)
         self.kv = prefill(
             self.params, self.kv, token_BT, start_B, count_B, table_BW, config=self.config
         )
@@ -278,7 +275,7 @@ class Engine:
         chunk = self.shape.chunk
         self._grow(rows, [min(row.pages.length + chunk, row.longest) for row in rows])
         B = _bucket(self.shape.row_ladder, len(rows))
-        out = self._decode(rows, B, self._pages_bucket(rows))
+        out = self._decode(rows, B)
         token_BX, logprob_BX, stop_B = jax.device_get(out)
         self.stats.decode_rows += B * int((token_BX >= 0).any(0).sum())
         for b, row in enumerate(rows):
@@ -290,7 +287,7 @@ class Engine:
             row.stop = int(stop_B[b])
             self.stats.response_tokens += n
 
-    def _decode(self, rows: Sequence[Row], B: int, W: int):
+    def _decode(self, rows: Sequence[Row], B: int):
         token_B, position_B, left_B, stop_B = np.zeros((4, B), np.int32)
         key_B2 = np.zeros((B, 2), np.uint32)
         for b, row in enumerate(rows):
@@ -300,7 +297,7 @@ class Engine:
         self.kv, out = decode_chunk(
             self.params,
             self.kv,
-            DecodeRows(token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B, W)),
+            DecodeRows(token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B)),
             self.stop_table,
             self.temperature,
             config=self.config,

@@ -61,22 +61,22 @@ def base_config() -> ConfigDict:
     config.algo.invalid_penalty = 0.0  # subtracted from the advantage of an invalid step's tokens
 
     config.sft = ConfigDict()
-    config.sft.trajectories = 300  # expert paths of the warm-up; 0: no warm-up
-    config.sft.epochs = 30  # passes over them at most (see patience)
+    config.sft.trajectories = 600  # expert paths of the warm-up; 0: no warm-up
+    config.sft.epochs = 8  # passes over them at most (see patience)
     config.sft.batch_paths = 16  # paths of an optimiser step
-    config.sft.learning_rate = 1e-3  # peak, decays by a cosine to min_learning_rate
+    config.sft.learning_rate = 3e-3  # peak, decays by a cosine to min_learning_rate
     config.sft.min_learning_rate = 1e-4  # at the end; equal to learning_rate: constant
     config.sft.panel = 32  # episodes of the L0 panel that the warm-up is watched by; 0: none
     config.sft.panel_every = 2  # epochs between panels
     config.sft.patience = 0  # panels without a better one before stopping; 0: never stop early
-    config.sft.weight_decay = 0.01  # AdamW
+    config.sft.weight_decay = 0.1  # AdamW
     config.sft.from_run = ""  # work folder of a run whose warm-up this one starts from; "": its own
     config.sft.extra_seconds = 0.0  # algo.name=sft: the warm-up goes on for so long instead of RL
 
     config.rl = ConfigDict()
-    config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
+    config.rl.iterations = 30  # rollout and update, this many times; 0: no RL
     config.rl.tasks_per_iteration = 8  # trees of an iteration
-    config.rl.learning_rate = 1e-4  # AdamW, constant
+    config.rl.learning_rate = 3e-4  # AdamW, constant
     config.rl.kl_coef = 0.01  # of KL(policy || reference), k3 estimator
     config.rl.clip = 0.2  # epsilon of the clipped ratio
     config.rl.dual_clip = 3.0  # bound of the ratio for negative advantages; 0: off
@@ -88,13 +88,13 @@ def base_config() -> ConfigDict:
     config.rl.recompute_old = False  # old log-probs: the sampler's, or (True) the training graph's
 
     config.train = ConfigDict()
-    config.train.row_tokens = 2048  # tokens of a packed row; a longer tree is cut into several rows
-    config.train.row_targets = 1024  # tokens of a row that carry loss
+    config.train.row_tokens = 1536  # tokens of a packed row; a longer tree is cut into several rows
+    config.train.row_targets = 768  # tokens of a row that carry loss
     config.train.rows = 1  # rows of a micro-batch (on each device of the data and fsdp axes)
     config.train.remat = False  # recompute layers in the backward pass: less memory, more time
 
     config.rollout = ConfigDict()
-    config.rollout.rows = 16  # paths decoded at the same time
+    config.rollout.rows = 12  # paths decoded at the same time
     config.rollout.page_slots = 16  # tokens of a page of the key/value cache
     config.rollout.pages = 0  # pages of the pool; 0: enough for `rows` paths of full length
     config.rollout.chunk = 16  # tokens decoded on the device between two looks of the host

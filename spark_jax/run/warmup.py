@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from spark_jax.envs.annotate import Trajectory
 from spark_jax.envs.response import render_response
-from spark_jax.envs.tasks import tasks_of_iteration
+from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.learn.credit import normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
@@ -38,11 +38,11 @@ def expert_examples(
     cache: Path | None,
     on_done: Callable[[int, int], None],
 ) -> list[Example]:
-    """`count` expert dialogues of train tasks, task types evenly; fewer if some have none.
+    """Expert dialogues of `count` train tasks, all different; fewer if some have none.
 
     A held-out type cannot come up: only the world's train tasks are asked for.
     """
-    tasks = tasks_of_iteration(world.train, count, seed, -1)
+    tasks = distinct_tasks(world.train, count, seed)
     paths = world.experts(tasks, workers, cache, on_done)
     return [_example(world, path) for path in paths]
 
