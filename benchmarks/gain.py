@@ -2,10 +2,10 @@
 
     python benchmarks/gain.py --config=configs/scienceworld.py --runs=runs/gain
 
-For each seed: the default run, evaluated on whole splits before and after RL; then the control,
-which starts from the same warm-up and goes on with SFT for as long as RL took. A second call goes
-on where the first one stopped. Any config override may be added to the command line. The table is
-printed, and written as Markdown to RUNS/gain.md.
+For each seed: the default run, evaluated on the whole of L1 and L2 before and after RL; then the
+control, which starts from the same warm-up and goes on with SFT for as long as RL took. A second
+call goes on where the first one stopped; seeds may run side by side (--seeds=0 and --seeds=1).
+Any config override may be added. The table is printed and written to RUNS/gain.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def main() -> None:
     pairs = []
     for seed in seeds:
         common = [f"--config={options.config}", f"--config.seed={seed}", *overrides]
-        common.append("--config.eval.episodes=0")
+        common += ["--config.eval.episodes=0", "--config.eval.splits=L1,L2"]
         rl, control = runs / f"seed{seed}", runs / f"seed{seed}-control"
         play(rl, common)
         play(

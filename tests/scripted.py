@@ -85,7 +85,8 @@ class ScriptedEngine:
         explore = draw.random() < self.explore_rate
         tag = "explore" if explore else "think"
         reasoning = f"<{tag}>{draw.randrange(5)}</{tag}>"
-        action = f"<action>{draw.choice(['go', 'win', 'lose', 'look', 'wait'])} {draw.randrange(9)}</action>"
+        verb = draw.choice(["go", "win", "lose", "look", "wait"])
+        action = f"<action>{verb} {draw.randrange(9)}</action>"
         if draw.random() < 0.1:
             action = "I forgot"
         if bytes(row.tokens[-10:]).endswith(b"</explore>"):

@@ -38,9 +38,7 @@ def tasks_of_iteration(
     return chosen
 
 
-def distinct_tasks(
-    tasks_by_type: Mapping[str, Sequence[Task]], n: int, seed: int
-) -> list[Task]:
+def distinct_tasks(tasks_by_type: Mapping[str, Sequence[Task]], n: int, seed: int) -> list[Task]:
     """`n` tasks for the warm-up (all, if there are no more): types in turn while they last, so
     small types come in whole and no variation comes twice. Depends on the seed and the tasks."""
     rng = random.Random(f"warm-up tasks {seed}")

@@ -32,7 +32,7 @@ def base_config() -> ConfigDict:
     config.env = ConfigDict()
     config.env.name = "scienceworld"  # environment: scienceworld, or toy (instant, for tests)
     config.env.tasks = "default"  # task types, comma separated; "default": all the protocol has
-    config.env.max_steps = 20  # turns of the environment before a path is cut (step_limit)
+    config.env.max_steps = 16  # turns of the environment before a path is cut (step_limit)
     config.env.workers = 0  # live environments; 0: as many as cores and memory allow
     config.env.protocol = "held_out"  # held_out (has L2) or all_types (trains on every type)
     config.env.success = "strict"  # ScienceWorld: strict (score 100) or loose (done, score > 0)
@@ -62,7 +62,7 @@ def base_config() -> ConfigDict:
 
     config.sft = ConfigDict()
     config.sft.trajectories = 600  # expert paths of the warm-up; 0: no warm-up
-    config.sft.epochs = 8  # passes over them at most (see patience)
+    config.sft.epochs = 12  # passes over them at most (see patience)
     config.sft.batch_paths = 16  # paths of an optimiser step
     config.sft.learning_rate = 3e-3  # peak, decays by a cosine to min_learning_rate
     config.sft.min_learning_rate = 1e-4  # at the end; equal to learning_rate: constant
@@ -76,7 +76,7 @@ def base_config() -> ConfigDict:
     config.rl = ConfigDict()
     config.rl.iterations = 30  # rollout and update, this many times; 0: no RL
     config.rl.tasks_per_iteration = 8  # trees of an iteration
-    config.rl.learning_rate = 3e-4  # AdamW, constant
+    config.rl.learning_rate = 2e-4  # AdamW, constant
     config.rl.kl_coef = 0.01  # of KL(policy || reference), k3 estimator
     config.rl.clip = 0.2  # epsilon of the clipped ratio
     config.rl.dual_clip = 3.0  # bound of the ratio for negative advantages; 0: off
@@ -94,10 +94,10 @@ def base_config() -> ConfigDict:
     config.train.remat = False  # recompute layers in the backward pass: less memory, more time
 
     config.rollout = ConfigDict()
-    config.rollout.rows = 12  # paths decoded at the same time
+    config.rollout.rows = 8  # paths decoded at the same time
     config.rollout.page_slots = 16  # tokens of a page of the key/value cache
     config.rollout.pages = 0  # pages of the pool; 0: enough for `rows` paths of full length
-    config.rollout.chunk = 16  # tokens decoded on the device between two looks of the host
+    config.rollout.chunk = 8  # tokens decoded on the device between two looks of the host
     config.rollout.response_tokens = 48  # sampled in one step at most
     config.rollout.path_tokens = 1536  # of a whole path with its prompt at most (token_limit)
     config.rollout.deterministic = True  # schedule does not depend on environment time

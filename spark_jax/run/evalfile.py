@@ -117,10 +117,23 @@ def add_evaluation(
         "temperature": temperature,
         "splits": {split: split_summary(results) for split, results in splits.items()},
     }
-    entries = [e for e in read_evaluations(workdir) if e["name"] != name] + [entry]
-    entries.sort(key=lambda e: e["step"])
-    text = json.dumps({"evaluations": entries}, indent=1) + "\n"
-    write_text(pathlib.Path(workdir) / "eval.json", text)
+    _write(workdir, [e for e in read_evaluations(workdir) if e["name"] != name] + [entry])
+    return entry
+
+
+def copy_evaluation(
+    source: pathlib.Path | str, workdir: pathlib.Path | str, name: str, step: int
+) -> dict[str, Any] | None:
+    """Takes over the evaluation `name` of another run, at `step` of this one.
+
+    Returns:
+      the entry that was written, None if the other run has none of that name.
+    """
+    found = [entry for entry in read_evaluations(source) if entry["name"] == name]
+    if not found:
+        return None
+    entry = found[0] | {"step": step}
+    _write(workdir, [e for e in read_evaluations(workdir) if e["name"] != name] + [entry])
     return entry
 
 
@@ -139,3 +152,9 @@ def read_evaluations(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} cannot be read ({error}); remove it, and spark_jax.evaluate writes it again."
         ) from None
+
+
+def _write(workdir: pathlib.Path | str, entries: list[dict[str, Any]]) -> None:
+    entries = sorted(entries, key=lambda e: e["step"])
+    text = json.dumps({"evaluations": entries}, indent=1) + "\n"
+    write_text(pathlib.Path(workdir) / "eval.json", text)

@@ -25,8 +25,14 @@ from spark_jax.rollout.engine import Engine
 from spark_jax.run import warmup
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.compilations import compilations
-from spark_jax.run.config import start_or_resume
-from spark_jax.run.evalfile import EpisodeResult, add_evaluation, eval_metrics, read_evaluations
+from spark_jax.run.config import flatten, read_config, start_or_resume
+from spark_jax.run.evalfile import (
+    EpisodeResult,
+    add_evaluation,
+    copy_evaluation,
+    eval_metrics,
+    read_evaluations,
+)
 from spark_jax.run.evaluation import play_panel
 from spark_jax.run.iteration import learn, rollout
 from spark_jax.run.metrics import MetricsWriter
@@ -115,7 +121,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
                 _finish_warm_up(this, params, opt_state)
             elif not state.warm:
                 params, opt_state = _warm_up(this, examples, params, opt_state)
-            if AFTER_WARMUP not in state.evaluated:
+            if AFTER_WARMUP not in state.evaluated and not _borrow_evaluation(this):
                 _evaluate(this, AFTER_WARMUP, params)
             last = AFTER_MORE if config.algo.name == "sft" else AFTER_RL
             if config.algo.name == "sft" and last not in state.evaluated:
@@ -250,6 +256,32 @@ def _borrow_warm_up(this: Run, params: Any) -> Any:
     """The reference parameters of another run: methods are compared from one warm-up."""
     with Checkpoints(this.config.sft.from_run, read_only=True) as source:
         return source.restore_reference(params)
+
+
+def _borrow_evaluation(this: Run) -> bool:
+    """The same parameters on the same panels give the same episodes: takes over the evaluation
+    after the warm-up of `sft.from_run`, if that run evaluates as this one does."""
+    source = this.config.sft.from_run
+    if not source:
+        return False
+    theirs, ours = flatten(read_config(source)), flatten(this.config)
+    same = (
+        "seed",
+        "env.",
+        "model.",
+        "rollout.",
+        "eval.temperature",
+        "eval.splits",
+        "eval.episodes",
+    )
+    if any(theirs.get(key) != ours[key] for key in ours if key.startswith(same)):
+        return False
+    entry = copy_evaluation(source, this.workdir, AFTER_WARMUP, this.state.step)
+    if entry is None:
+        return False
+    this.metrics.write(this.state.step, "eval", eval_metrics(entry))
+    this.state.evaluated.append(AFTER_WARMUP)
+    return True
 
 
 def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:

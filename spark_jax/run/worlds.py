@@ -1,4 +1,4 @@
-"""What an environment brings to a run: tasks, splits, prompts, experts. One entry per `env.name`."""
+"""What an environment brings to a run: tasks, splits, prompts, experts."""
 
 from __future__ import annotations
 
