@@ -212,7 +212,7 @@ def test_qwen_preset_reads_a_local_folder(tmp_path):
 @pytest.mark.parametrize(
     "preset, path, says",
     [
-        ("huge", "", "choose one of tiny, smollm2, qwen1.5b, qwen7b"),
+        ("huge", "", "choose one of tiny, nano, smollm2, qwen1.5b, qwen7b"),
         ("tiny", "", "give texts, or model.path"),
         ("tiny", "no/such/folder", "is no folder"),
         ("qwen7b", "./nowhere", "does not exist; set model.path=FOLDER"),

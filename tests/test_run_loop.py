@@ -105,10 +105,10 @@ def test_a_run_killed_at_random_moments_gives_the_same_metrics(unbroken, tmp_pat
     rng = random.Random(7)
     kills = 0
     for attempt in range(40):
-        log = open(tmp_path / "log", "w")
-        process = subprocess.Popen(
-            command(tmp_path), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
-        )
+        with open(tmp_path / "log", "w") as log:
+            process = subprocess.Popen(
+                command(tmp_path), cwd=ROOT, stdout=log, stderr=log, start_new_session=True
+            )
         # From the start of the process, so the moments fall into every phase as the run proceeds;
         # later attempts get longer, so the run ends.
         deadline = time.time() + rng.uniform(4, 14 + 4 * attempt)

@@ -61,7 +61,7 @@ def base_config() -> ConfigDict:
     config.algo.invalid_penalty = 0.0  # subtracted from the advantage of an invalid step's tokens
 
     config.sft = ConfigDict()
-    config.sft.trajectories = 600  # expert paths of the warm-up; 0: no warm-up
+    config.sft.trajectories = 300  # expert paths of the warm-up; 0: no warm-up
     config.sft.epochs = 12  # passes over them at most (see patience)
     config.sft.batch_paths = 16  # paths of an optimiser step
     config.sft.learning_rate = 3e-3  # peak, decays by a cosine to min_learning_rate
@@ -74,7 +74,7 @@ def base_config() -> ConfigDict:
     config.sft.extra_seconds = 0.0  # algo.name=sft: the warm-up goes on for so long instead of RL
 
     config.rl = ConfigDict()
-    config.rl.iterations = 30  # rollout and update, this many times; 0: no RL
+    config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
     config.rl.tasks_per_iteration = 8  # trees of an iteration
     config.rl.learning_rate = 2e-4  # AdamW, constant
     config.rl.kl_coef = 0.01  # of KL(policy || reference), k3 estimator
@@ -128,7 +128,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
-    "algo.name": ("spark", "grpo"),
+    "algo.name": ("spark", "grpo", "sft"),
     "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "mix"),
     "algo.leaf_weight": ("uniform", "path"),
     "algo.token_mean": ("step", "leaf"),
