@@ -45,6 +45,7 @@ def _tiny(config: ConfigDict, preset: str) -> ConfigDict:
     # A model of 0.7 M parameters strays at temperature 1 (success 0.06 against 0.38 at 0.4).
     config.rl.temperature = 0.4  # the paper's for rollouts
     config.rl.tasks_per_iteration = 12
+    config.rl.learning_rate = 3e-5  # 1e-4 and more raise train tasks and lower L0 (docs/log.md)
     config.algo.token_mean = "leaf"  # lost paths are long: by tokens they would drown the others
     return config
 

@@ -32,7 +32,7 @@ SMALL = [
     "--config.rollout.path_tokens=160",
     "--config.train.row_tokens=256",
     "--config.train.row_targets=128",
-    "--config.eval.splits=L0,L1",
+    "--config.eval.splits=L1,L2",
     "--config.eval.episodes=6",
     "--config.checkpoint.every=1",
 ]
@@ -72,7 +72,7 @@ def test_a_run_leaves_what_the_contract_says(unbroken):
         train/clip_fraction train/entropy train/grad_norm train/packed_tokens train/linear_tokens
         time/rollout_s time/env_s time/update_s"""
     assert all(set(names.split()) <= set(row) for row in rl)
-    assert "eval/L0/success_rate" in rows[3] and "eval/L1/success_rate" in rows[-1]
+    assert "eval/L1/success_rate" in rows[3] and "eval/L2/success_rate" in rows[-1]
     assert [e["name"] for e in read_evaluations(folder)] == ["after warm-up", "after RL"]
     assert tree_iterations(folder) == [0, 1, 2]
     trees = read_trees(tree_path(folder, 1))

@@ -209,6 +209,7 @@ class _Grower:
     def _roots(self, growing: _Growing, prompt: Row) -> None:
         for i in range(self.rule.roots):
             pages = self.engine.fork(prompt.pages)
+            growing.budget.start((i,), completed=0)
             self._start(growing, (i,), growing.prompt, pages, (), step=1, score=0.0)
         self.engine.release(prompt.pages)
         self.environments.rename(self._key(growing, ()), self._key(growing, (0,)))
@@ -217,11 +218,10 @@ class _Grower:
         self, growing: _Growing, indices: Indices, tokens: list[int], pages: Pages,
         past: tuple[PastStep, ...], step: int, score: float, head: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
-        """A new leaf begins to sample its first own response."""
+        """A new leaf, known to the budget already, begins to sample its first own response."""
         row = self._row(growing, indices, tokens, pages, len(head))
         path = _Path(indices, indices[:-1], step, row, past, score, head)
         growing.paths[indices] = path
-        growing.budget.start(indices, step - 1)
         self.owner[row] = (growing, path)
         self.engine.add(row)
 
@@ -361,13 +361,11 @@ class _Grower:
                 continue
             growing.granted.remove(fork)
             for i in fork.siblings:
-                indices = (*fork.parent, i)
                 pages = self.engine.fork(fork.source.prefix)
-                row = self._row(growing, indices, fork.tokens, pages, len(fork.head))
-                path = _Path(indices, fork.parent, fork.step, row, fork.past, fork.score, fork.head)
-                growing.paths[indices] = path
-                self.owner[row] = (growing, path)
-                self.engine.add(row)
+                self._start(
+                    growing, (*fork.parent, i), fork.tokens, pages, fork.past, fork.step,
+                    fork.score, fork.head,
+                )  # fmt: skip
             self._drop_prefix(fork.source)
 
     def _drop_prefix(self, row: Row) -> None:

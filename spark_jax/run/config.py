@@ -62,7 +62,7 @@ def base_config() -> ConfigDict:
 
     config.sft = ConfigDict()
     config.sft.trajectories = 300  # expert paths of the warm-up; 0: no warm-up
-    config.sft.epochs = 12  # passes over them at most (see patience)
+    config.sft.epochs = 16  # passes over them at most (see patience)
     config.sft.batch_paths = 16  # paths of an optimiser step
     config.sft.learning_rate = 3e-3  # peak, decays by a cosine to min_learning_rate
     config.sft.min_learning_rate = 1e-4  # at the end; equal to learning_rate: constant
@@ -76,7 +76,7 @@ def base_config() -> ConfigDict:
     config.rl = ConfigDict()
     config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
     config.rl.tasks_per_iteration = 8  # trees of an iteration
-    config.rl.learning_rate = 2e-4  # AdamW, constant
+    config.rl.learning_rate = 1e-4  # AdamW, constant
     config.rl.kl_coef = 0.01  # of KL(policy || reference), k3 estimator
     config.rl.clip = 0.2  # epsilon of the clipped ratio
     config.rl.dual_clip = 3.0  # bound of the ratio for negative advantages; 0: off

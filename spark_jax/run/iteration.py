@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.tasks import tasks_of_iteration
-from spark_jax.learn import advantage
+from spark_jax.learn.advantage import ADVANTAGES, LEAF_WEIGHTS
 from spark_jax.learn.credit import normaliser, record_advantages, segment_weights
 from spark_jax.learn.pack import PackedBatch, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
@@ -22,15 +22,6 @@ from spark_jax.rollout.expand import grow_trees
 from spark_jax.rollout.measure import rollout_metrics
 from spark_jax.run.policy import Policy, limits, rows_of_micro_batch, to_host, tree_rule
 from spark_jax.types import Task, Tree
-
-ADVANTAGES: dict[str, advantage.Advantage] = {
-    "leaf_group": advantage.leaf_group,
-    "step_rows": advantage.step_rows,
-    "no_std": advantage.no_std,
-    "sibling": advantage.sibling,
-    "mix": advantage.mix([(0.5, advantage.leaf_group), (0.5, advantage.sibling)]),
-}
-LEAF_WEIGHTS = {"uniform": advantage.uniform_weights, "path": advantage.path_weights}
 
 
 class Learned(NamedTuple):

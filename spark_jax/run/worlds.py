@@ -23,7 +23,7 @@ Experts = Callable[[list[Task], int, Path | None, Callable[[int, int], None]], l
 class World(NamedTuple):
     make_env: Callable[[], Environment]
     train: dict[str, list[Task]]  # by task type
-    splits: dict[str, list[Task]]  # those of eval.splits, whole
+    splits: dict[str, list[Task]]  # those of eval.splits and L0, whole
     system: str
     first_message: Callable[[Start], str]
     experts: Experts
@@ -39,6 +39,11 @@ def make_world(config: ConfigDict) -> World:
     return worlds[name](config)
 
 
+def _splits(config: ConfigDict) -> list[str]:
+    """What has to be at hand: the warm-up watches L0 whatever is evaluated."""
+    return list(dict.fromkeys(["L0", *config.eval.splits]))
+
+
 def _scienceworld(config: ConfigDict) -> World:
     env = config.env
     splits = functools.partial(scienceworld.split_tasks, env.tasks, env.protocol)
@@ -48,7 +53,7 @@ def _scienceworld(config: ConfigDict) -> World:
     return World(
         make_env=make_env,
         train=by_type(splits("train")),
-        splits={split: splits(split) for split in config.eval.splits},
+        splits={split: splits(split) for split in _splits(config)},
         system=scienceworld.system_prompt(env.prompt),
         first_message=functools.partial(scienceworld.first_message, style=env.prompt),
         experts=functools.partial(_gold, env.prompt),
@@ -68,7 +73,7 @@ def _toy(config: ConfigDict) -> World:
     return World(
         make_env=toy.ToyEnvironment,
         train=by_type(split("train")),
-        splits={which: split(which) for which in config.eval.splits},
+        splits={which: split(which) for which in _splits(config)},
         system="",
         first_message=lambda start: f"{start.goal}\n{start.observation}",
         experts=_toy_experts,
