@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 
 import pytest
-from scripted import DIALOGUE, TASK, InstantEnvironments, ScriptedEngine
+from scripted import DIALOGUE, TASK, InstantEnvironments, PastStep, ScriptedEngine
 
 from spark_jax.rollout.budget import Budget, effective_branch
 from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
@@ -51,6 +51,22 @@ def check(tree, rule):
             assert (node.requested, node.granted) == ((0, 0) if node.spark else (1, 1))
         if node.granted > 1:
             assert node.spark or rule.signal is not explore
+        if rule.fork_at == "same_step" and len(kids) == 1 and tree.nodes[kids[0]].done:
+            assert node.action or node.requested == 1, "a step that ends its path asks for nothing"
+    for i in leaves:
+        check_path(tree, i)
+
+
+def check_path(tree, leaf):
+    """Every observation is what the environment says to the whole path before it."""
+    past = ()
+    for i in tree.path(leaf)[1:]:
+        node = tree.nodes[i]
+        if not node.action:
+            continue
+        answer = InstantEnvironments().answer(tree.task, past, node.action)
+        assert (node.observation, node.score) == (answer.observation, answer.score)
+        past = (*past, PastStep(node.action, node.observation))
 
 
 def test_a_thousand_random_trees_keep_their_budget():

@@ -99,3 +99,12 @@ def test_a_shared_full_page_is_not_copied():
     assert other.ids[:2] == held.ids
     held.length = 3  # a partly filled last page is copied before it is written
     assert pool.grow(held, 4) == [(other.ids[1], held.ids[1])]
+
+
+def test_pages_without_tokens_are_not_shared():
+    pool = PagePool(pages=8, slots=2)
+    held = Pages()
+    pool.grow(held, 6)  # room for six tokens, three written
+    held.length = 3
+    assert len(pool.fork(held).ids) == 2
+    assert [pool.holders[page] for page in held.ids] == [2, 2, 1]
