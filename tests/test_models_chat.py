@@ -211,3 +211,19 @@ def test_bad_tokenizers_get_one_sentence(tmp_path):
     (tmp_path / "codec.json").write_text("{}")
     with pytest.raises(UserError, match="codec.json is broken"):
         Codec.load(tmp_path)
+
+
+def test_vocabulary_files_of_older_models_give_the_same_ids(tmp_path):
+    tokenizer = train_bpe(["the hallway and the kitchen", "go to the hallway"], 300)
+    model = json.loads(tokenizer.to_str())["model"]
+    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
+    pairs = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "\n".join(pairs) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2TokenizerFast"}')
+    loaded = load_tokenizer(tmp_path)
+    for text in ("the hallway", "go to the kitchen"):
+        ids = loaded.encode(text, add_special_tokens=False).ids
+        assert ids == tokenizer.encode(text, add_special_tokens=False).ids
+    (tmp_path / "vocab.json").write_text("rubbish")
+    with pytest.raises(UserError, match="make no tokenizer"):
+        load_tokenizer(tmp_path)

@@ -154,7 +154,7 @@ def _from_hub(name: str, preset: str) -> Path:
         raise UserError(
             f"downloading {name} needs the huggingface_hub package; install it, or {way}."
         ) from error
-    wanted = ["*.safetensors", "*.json"]
+    wanted = ["*.safetensors", "*.json", "merges.txt"]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted, local_files_only=True))
     except Exception:  # not in the cache, or only in part: the download says more

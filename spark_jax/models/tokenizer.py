@@ -112,8 +112,11 @@ def bpe_from_vocabulary(
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Reads `tokenizer.json` in `folder`; UserError when it is missing or broken."""
+    """Reads `tokenizer.json` in `folder`, or lets transformers build the tokenizer from an older
+    model's `vocab.json` and `merges.txt`; UserError when both are missing or broken."""
     file = Path(folder) / "tokenizer.json"
+    if not file.is_file() and (Path(folder) / "merges.txt").is_file():
+        return _from_vocabulary_files(Path(folder))
     if not file.is_file():
         raise UserError(f"{folder} has no tokenizer.json; copy the one of the model there.")
     try:
@@ -121,6 +124,19 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise UserError(
             f"{file} cannot be read as a tokenizer ({error}); copy it again from the model."
+        ) from error
+
+
+def _from_vocabulary_files(folder: Path) -> Tokenizer:
+    from transformers import AutoTokenizer  # takes a second to import and is rarely needed
+
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True).backend_tokenizer
+    except Exception as error:  # whatever is wrong with the files, the answer is the same
+        reason = str(error).strip().split("\n")[0][:120]
+        raise UserError(
+            f"vocab.json and merges.txt in {folder} make no tokenizer ({reason}); copy "
+            "tokenizer.json of the model there."
         ) from error
 
 
