@@ -286,6 +286,12 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def changed_keys(config: ConfigDict) -> dict[str, Any]:
+    """The keys whose values differ from `base_config()`, flat."""
+    base = flatten(base_config())
+    return {k: v for k, v in flatten(config).items() if k not in base or base[k] != v}
+
+
 def start_or_resume(workdir: pathlib.Path | str, config: ConfigDict) -> bool:
     """Writes `config.json`, or checks that the run in `workdir` has the same config.
 
