@@ -43,6 +43,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "test": [
         "pytest>=8.3",
+        "jinja2>=3.1",  # what transformers renders chat templates with: ours are held against them
         "hypothesis>=6.100",  # random trees, page pools and texts
         "ruff>=0.12",
     ],
