@@ -26,11 +26,6 @@ def init_kv(config: ModelConfig, pages: int, slots: int, dtype, sharding=None) -
     return tuple((zeros(), zeros()) for _ in range(config.layers))
 
 
-def kv_bytes_per_token(config: ModelConfig, dtype) -> int:
-    """Bytes of cache that one token takes over all layers."""
-    return 2 * config.layers * config.kv_heads * config.head_dim * jnp.dtype(dtype).itemsize
-
-
 @functools.partial(jax.jit, donate_argnums=0)
 def copy_pages(kv: Kv, source_X: jax.Array, target_X: jax.Array) -> Kv:
     """Copies whole pages. Unused places of the two lists name page 0 (scratch) twice."""

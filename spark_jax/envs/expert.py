@@ -50,11 +50,16 @@ class Dialogue(NamedTuple):
 def dialogue(trajectory: Trajectory, style: Style) -> Dialogue:
     """The texts of an annotated trajectory in a style ("full" trajectories can become "short")."""
     trajectory = in_style(trajectory, style)
-    turns = tuple(
+    user = first_message(trajectory.start, style)
+    return Dialogue(system_prompt(style), user, rendered_turns(trajectory))
+
+
+def rendered_turns(trajectory: Trajectory) -> tuple[tuple[str, str], ...]:
+    """(response, the observation it brings) of each step."""
+    return tuple(
         (render_response(step.reasoning, step.explore, step.action), step.observation)
         for step in trajectory.steps
     )
-    return Dialogue(system_prompt(style), first_message(trajectory.start, style), turns)
 
 
 def in_style(trajectory: Trajectory, style: Style) -> Trajectory:

@@ -144,10 +144,5 @@ def rows_of_micro_batch(config: ConfigDict, policy: Policy) -> int:
     return config.train.rows * policy.mesh.shape["data"] * policy.mesh.shape["fsdp"]
 
 
-def copy_params(params: Any) -> Any:
-    """A copy on the device: optimiser steps donate what they are given."""
-    return jax.tree.map(lambda x: x.copy(), params)
-
-
 def to_host(metrics: dict[str, jax.Array]) -> dict[str, float]:
     return {name: float(np.asarray(value)) for name, value in metrics.items()}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spark_jax.envs.annotate import Trajectory
-from spark_jax.envs.response import render_response
+from spark_jax.envs.expert import rendered_turns
 from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.learn.credit import normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
@@ -48,11 +48,9 @@ def expert_examples(
 
 
 def _example(world: World, path: Trajectory) -> Example:
-    turns = [
-        (render_response(step.reasoning, step.explore, step.action), step.observation)
-        for step in path.steps
-    ]
-    return Example(path.task, world.system, world.first_message(path.start), turns)
+    return Example(
+        path.task, world.system, world.first_message(path.start), [*rendered_turns(path)]
+    )
 
 
 def save_examples(path: Path, examples: Sequence[Example]) -> None:
