@@ -7,7 +7,7 @@ Used by the tests, and to see that branching at critical steps pays (docs/log.md
 
 from ml_collections import ConfigDict
 
-from spark_jax.run.config import base_config
+from spark_jax.run.defaults import base_config
 
 
 def get_config(preset: str = "nano") -> ConfigDict:

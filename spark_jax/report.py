@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from spark_jax.run.command_line import Parser, exit_code
-from spark_jax.run.config import changed_keys, flatten, read_config
+from spark_jax.run.config import changed_keys, read_config
+from spark_jax.run.defaults import flatten
 from spark_jax.run.evalfile import read_evaluations
 from spark_jax.run.files import write_text
 from spark_jax.run.metrics import read_metrics

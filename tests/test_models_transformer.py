@@ -96,8 +96,12 @@ def test_remat_changes_nothing_but_recomputes():
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain, again)
     assert max(float(jnp.abs(x).max()) for x in jax.tree.leaves(plain)) > 1e-4
-    assert "remat" not in str(jax.make_jaxpr(jax.grad(lambda p: loss(p, False)))(params))
-    assert "remat" in str(jax.make_jaxpr(jax.grad(lambda p: loss(p, True)))(params))
+
+    def activations(remat):  # of the gated feed-forward, in the program of the gradient
+        program = jax.make_jaxpr(jax.grad(lambda params: loss(params, remat)))(params)
+        return str(program).count("logistic ")  # (a jaxpr names repeated parts once)
+
+    assert activations(True) > activations(False)
 
 
 def test_kv_is_threaded_through_layers_in_order():

@@ -9,14 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from spark_jax.run.command_line import Parser, exit_code, parse
-from spark_jax.run.config import (
-    CHOICES,
-    base_config,
-    flatten,
-    load_config,
-    read_config,
-    start_or_resume,
-)
+from spark_jax.run.config import load_config, read_config, start_or_resume
+from spark_jax.run.defaults import base_config, flatten
+from spark_jax.run.rules import CHOICES
 from spark_jax.types import UserError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -45,7 +40,7 @@ def test_number_of_keys():
 
 
 def test_every_key_has_a_comment():
-    text = (ROOT / "spark_jax" / "run" / "config.py").read_text(encoding="utf-8")
+    text = (ROOT / "spark_jax" / "run" / "defaults.py").read_text(encoding="utf-8")
     body = text[text.index("def base_config") : text.index("return config")]
     for key in flatten(base_config()):
         assert re.search(rf"config\.{re.escape(key)} = .+  # \S", body), key
@@ -186,7 +181,7 @@ def test_separate_episode_algorithms_need_no_more_than_their_name():
 )
 def test_mistakes_in_a_config_file(tmp_path, body, part):
     base = (
-        "from spark_jax.run.config import base_config\n"
+        "from spark_jax.run.defaults import base_config\n"
         "def get_config(preset=''):\n    config = base_config()\n"
     )
     path = tmp_path / "mine.py"
@@ -302,7 +297,7 @@ def dotted(node: ast.expr, aliases: dict[str, str]) -> str | None:
 
 def test_every_key_is_read_by_the_code():
     """No dead keys: each one is read somewhere outside its own definition and checks."""
-    definition = ROOT / "spark_jax" / "run" / "config.py"
+    definition = ROOT / "spark_jax" / "run" / "defaults.py"
     read = set()
     for path in (ROOT / "spark_jax").rglob("*.py"):
         if path != definition:

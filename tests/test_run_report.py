@@ -9,7 +9,8 @@ import pytest
 
 from spark_jax import report
 from spark_jax.report import write_report
-from spark_jax.run.config import base_config, start_or_resume
+from spark_jax.run.config import start_or_resume
+from spark_jax.run.defaults import base_config
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.report_plots import CHARTS, charts

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from spark_jax.models.config import ModelConfig
+from spark_jax.ops.recompute import recomputed
 from spark_jax.ops.rope import rope_tables, rotate
 
 Params = Any  # nested dictionaries of arrays
@@ -130,20 +131,30 @@ class Decoder(nn.Module):
         self, tokens_N: jax.Array, position_N: jax.Array, attend: Attend, kv: Any
     ) -> tuple[jax.Array, Any]:
         c = self.config
-        # `attend` is a Python callable: static for the rematerialised layer (argument 5; the
-        # module itself counts as argument 0).
-        layer_class = nn.remat(Layer, static_argnums=(5,)) if self.remat else Layer
         x_ND = Embedding(c, name="embed")(tokens_N)
         cos, sin = rope_tables(position_N, c.head_dim, c.rope_theta, c.rope_scaling)
         new_kv = []
         for i in range(c.layers):
             kv_layer = None if kv is None else kv[i]
-            x_ND, kv_layer = layer_class(c, name=f"layers_{i}")(x_ND, cos, sin, kv_layer, attend)
+            if self.remat:
+                x_ND = self._recomputed_layer(f"layers_{i}", x_ND, cos, sin, attend)
+            else:
+                layer = Layer(c, name=f"layers_{i}")
+                x_ND, kv_layer = layer(x_ND, cos, sin, kv_layer, attend)
             new_kv.append(kv_layer)
         hidden_ND = RMSNorm(c, name="final_norm")(x_ND)
         if not c.tied:
             Unembedding(c, name="unembed")()
         return hidden_ND, None if kv is None else tuple(new_kv)
+
+    def _recomputed_layer(self, name: str, x_ND, cos, sin, attend: Attend) -> jax.Array:
+        """The layer `name`, which keeps only its input for the backward pass. No cache."""
+
+        def run(params, x_ND):
+            layer = Layer(self.config, parent=None)
+            return layer.apply({"params": params}, x_ND, cos, sin, None, attend)[0]
+
+        return recomputed(run)(self.variables["params"][name], x_ND)
 
 
 def param_shapes(config: ModelConfig) -> Params:

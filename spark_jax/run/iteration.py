@@ -68,6 +68,7 @@ def rollout(
 
 def learn(
     config: ConfigDict,
+    iteration: int,
     trees: Sequence[Tree],
     steps: Steps,
     policy: Policy,
@@ -108,10 +109,9 @@ def learn(
         groups.append((batches, normaliser(group)))
 
     metrics = []
-    for batches, z in groups:
-        params, opt_state, out = optimiser_step(
-            steps, params, opt_state, batches, z, config.rl.learning_rate
-        )
+    for part, (batches, z) in enumerate(groups):
+        rate = learning_rate(config, iteration * config.rl.minibatches + part)
+        params, opt_state, out = optimiser_step(steps, params, opt_state, batches, z, rate)
         metrics.append(out)
     host = [to_host(m) for m in metrics]
     mean = {f"train/{k}": float(np.mean([m[k] for m in host])) for k in host[0]}
@@ -123,6 +123,15 @@ def learn(
         "time/update_s": time.perf_counter() - start,
     }
     return Learned(params, opt_state, mean)
+
+
+def learning_rate(config: ConfigDict, step: int) -> float:
+    """Of optimiser step `step`, from 0: rises linearly over `rl.warmup_steps`, then is constant.
+
+    Adam's first steps have the size of the learning rate in every parameter, whatever the
+    gradient's noise; on a small model that alone moves the policy far from the reference.
+    """
+    return config.rl.learning_rate * min(1.0, (step + 1) / (config.rl.warmup_steps + 1))
 
 
 def _with_old_and_reference(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -22,14 +21,13 @@ from spark_jax.envs.tasks import panel
 from spark_jax.models.config import parameter_count
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
-from spark_jax.run import warmup
+from spark_jax.run import borrow, warmup
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.compilations import compilations
-from spark_jax.run.config import flatten, read_config, start_or_resume
+from spark_jax.run.config import start_or_resume
 from spark_jax.run.evalfile import (
     EpisodeResult,
     add_evaluation,
-    copy_evaluation,
     eval_metrics,
     read_evaluations,
 )
@@ -49,7 +47,7 @@ from spark_jax.run.progress import Progress, duration
 from spark_jax.run.summary import print_summary
 from spark_jax.run.treefile import drop_later_trees, write_trees
 from spark_jax.run.worlds import World, make_world
-from spark_jax.types import Tree, UserError
+from spark_jax.types import Tree
 
 AFTER_WARMUP, AFTER_RL, AFTER_MORE = "after warm-up", "after RL", "after more SFT"
 
@@ -116,7 +114,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
                 f"{programs} sampling programs ready after {duration(time.perf_counter() - began)}"
             )
             if not state.warm and config.sft.from_run:
-                params = _borrow_warm_up(this, params)
+                params = borrow.reference(config.sft.from_run, params)
                 opt_state = rl_steps(config, this.policy).init(params)
                 _finish_warm_up(this, params, opt_state)
             elif not state.warm:
@@ -150,7 +148,7 @@ def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Ex
     if path.is_file():
         return warmup.load_examples(path)
     if config.sft.from_run:
-        return _borrow_files(Path(config.sft.from_run), workdir)
+        return borrow.dialogues(config.sft.from_run, workdir)
     if not config.sft.trajectories:
         return []
     count = config.sft.trajectories
@@ -169,19 +167,6 @@ def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Ex
         cache = Path.home() / ".cache" / "spark_jax" / "gold"
         examples = warmup.expert_examples(world, count, config.seed, workers, cache, on_done)
     warmup.save_examples(path, examples)
-    return examples
-
-
-def _borrow_files(source: Path, workdir: Path) -> list[warmup.Example]:
-    """Dialogues and vocabulary of another run's warm-up."""
-    if not (source / "warmup.jsonl").is_file():
-        raise UserError(
-            f"config.sft.from_run={source} has no warmup.jsonl; name the work folder of a run "
-            "that has finished its warm-up."
-        )
-    shutil.copytree(source / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
-    examples = warmup.load_examples(source / "warmup.jsonl")
-    warmup.save_examples(workdir / "warmup.jsonl", examples)
     return examples
 
 
@@ -252,31 +237,9 @@ def _finish_warm_up(this: Run, params: Any, opt_state: Any) -> None:
     _save(this, params, opt_state)
 
 
-def _borrow_warm_up(this: Run, params: Any) -> Any:
-    """The reference parameters of another run: methods are compared from one warm-up."""
-    with Checkpoints(this.config.sft.from_run, read_only=True) as source:
-        return source.restore_reference(params)
-
-
 def _borrow_evaluation(this: Run) -> bool:
-    """The same parameters on the same panels give the same episodes: takes over the evaluation
-    after the warm-up of `sft.from_run`, if that run evaluates as this one does."""
-    source = this.config.sft.from_run
-    if not source:
-        return False
-    theirs, ours = flatten(read_config(source)), flatten(this.config)
-    same = (
-        "seed",
-        "env.",
-        "model.",
-        "rollout.",
-        "eval.temperature",
-        "eval.splits",
-        "eval.episodes",
-    )
-    if any(theirs.get(key) != ours[key] for key in ours if key.startswith(same)):
-        return False
-    entry = copy_evaluation(source, this.workdir, AFTER_WARMUP, this.state.step)
+    """Takes over the evaluation after the warm-up of `sft.from_run`, where it is the same."""
+    entry = borrow.evaluation(this.config, this.workdir, AFTER_WARMUP, this.state.step)
     if entry is None:
         return False
     this.metrics.write(this.state.step, "eval", eval_metrics(entry))
@@ -347,7 +310,7 @@ def _reinforce(this: Run, params: Any, opt_state: Any) -> tuple[Any, Any]:
                 this.environments, this.dialogue, on_tree,
             )  # fmt: skip
             params, opt_state, learned = learn(
-                config, trees, steps, this.policy, params, opt_state, reference
+                config, state.iteration, trees, steps, this.policy, params, opt_state, reference
             )
             values |= learned
             values["time/compilations"] = compilations() - compiled

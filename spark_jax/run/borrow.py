@@ -1,0 +1,63 @@
+"""Starting from the warm-up of another run (`sft.from_run`), so that methods are compared from the
+same parameters."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spark_jax.run import warmup
+from spark_jax.run.checkpoint import Checkpoints
+from spark_jax.run.config import read_config
+from spark_jax.run.defaults import flatten
+from spark_jax.run.evalfile import copy_evaluation
+from spark_jax.types import UserError
+
+# An evaluation is the same if these are.
+_EVALUATED_BY = (
+    "seed",
+    "env.",
+    "model.",
+    "rollout.",
+    "eval.temperature",
+    "eval.splits",
+    "eval.episodes",
+)
+
+
+def dialogues(source: str | Path, workdir: Path) -> list[warmup.Example]:
+    """Dialogues of the other run; they and its vocabulary are copied to `workdir`.
+
+    Raises UserError if that run has none.
+    """
+    source = Path(source)
+    if not (source / "warmup.jsonl").is_file():
+        raise UserError(
+            f"config.sft.from_run={source} has no warmup.jsonl; name the work folder of a run "
+            "that has finished its warm-up."
+        )
+    shutil.copytree(source / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
+    examples = warmup.load_examples(source / "warmup.jsonl")
+    warmup.save_examples(workdir / "warmup.jsonl", examples)
+    return examples
+
+
+def reference(source: str | Path, params: Any) -> Any:
+    """Parameters at the end of the other run's warm-up, placed as `params` are."""
+    with Checkpoints(source, read_only=True) as checkpoints:
+        return checkpoints.restore_reference(params)
+
+
+def evaluation(config: ConfigDict, workdir: Path, name: str, step: int) -> dict[str, Any] | None:
+    """The same parameters on the same panels give the same episodes: copies the evaluation `name`
+    of `sft.from_run` to `workdir`, and returns it, if that run evaluates as this one does."""
+    source = config.sft.from_run
+    if not source:
+        return None
+    theirs, ours = flatten(read_config(source)), flatten(config)
+    if any(theirs.get(key) != ours[key] for key in ours if key.startswith(_EVALUATED_BY)):
+        return None
+    return copy_evaluation(source, workdir, name, step)

@@ -1,0 +1,139 @@
+"""What the values of a config have to be, alone and together. No JAX here."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spark_jax.run.defaults import flatten
+from spark_jax.types import UserError
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "env.protocol": ("held_out", "all_types"),
+    "env.success": ("strict", "loose"),
+    "env.prompt": ("short", "full"),
+    "model.preset": ("tiny", "nano", "smollm2", "qwen1.5b", "qwen7b"),
+    "model.param_dtype": ("float32", "bfloat16"),
+    "model.dtype": ("float32", "bfloat16"),
+    "tree.signal": ("explore", "random", "always", "never"),
+    "tree.fork_at": ("next_step", "same_step"),
+    "algo.name": ("spark", "grpo", "sft"),
+    "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "mix"),
+    "algo.leaf_weight": ("uniform", "path"),
+    "algo.token_mean": ("step", "leaf"),
+}
+SPLITS = ("L0", "L1", "L2")
+
+# Algorithms that sample separate episodes: a tree that never forks, with as many roots as leaves.
+SEPARATE_EPISODES = ("grpo",)
+
+# key -> (is this value good?, what it has to be). Keys not named here are free.
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {}
+for _key in (
+    "env.max_steps tree.leaves tree.roots tree.branch sft.batch_paths sft.panel_every "
+    "rl.tasks_per_iteration rl.minibatches train.row_tokens train.row_targets train.rows "
+    "rollout.rows rollout.page_slots rollout.chunk rollout.response_tokens rollout.path_tokens "
+    "mesh.fsdp mesh.tensor checkpoint.every checkpoint.keep"
+).split():
+    _RULES[_key] = (lambda value: value >= 1, "1 or more")
+for _key in (
+    "seed env.workers sft.panel sft.trajectories sft.epochs sft.patience sft.weight_decay "
+    "rl.iterations rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay "
+    "algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
+    "eval.temperature eval.episodes eval.every mesh.data"
+).split():
+    _RULES[_key] = (lambda value: value >= 0, "0 or more")
+for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
+    _RULES[_key] = (lambda value: value > 0, "more than 0")
+_RULES["rl.clip"] = (lambda value: 0 < value < 1, "between 0 and 1")
+_RULES["tree.signal_rate"] = (lambda value: 0 <= value <= 1, "between 0 and 1")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises UserError naming the first key whose value cannot work."""
+    values = flatten(config)
+    for key, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{key} is {value}; it has to be a finite number.")
+        if key in CHOICES and value not in CHOICES[key]:
+            nearest = _nearest(value, CHOICES[key])
+            raise UserError(
+                f"config.{key} is {value!r}{nearest}; choose one of {', '.join(CHOICES[key])}."
+            )
+        if key in _RULES and not _RULES[key][0](value):
+            raise UserError(f"config.{key} is {value}; it has to be {_RULES[key][1]}.")
+
+    tree = config.tree
+    if tree.roots > tree.leaves:
+        raise UserError(
+            f"config.tree.roots is {tree.roots} but config.tree.leaves is {tree.leaves}; a tree "
+            "cannot have more roots than leaves."
+        )
+    if config.algo.name in SEPARATE_EPISODES and tree.signal != "never":
+        raise UserError(
+            f"config.algo.name={config.algo.name} samples separate episodes, so config.tree.signal "
+            f"has to be never, not {tree.signal}; trees are for config.algo.name=spark."
+        )
+    if config.algo.name in SEPARATE_EPISODES and tree.roots != tree.leaves:
+        raise UserError(
+            f"config.algo.name={config.algo.name} samples separate episodes, so config.tree.roots "
+            f"({tree.roots}) has to equal config.tree.leaves ({tree.leaves})."
+        )
+    if config.sft.min_learning_rate > config.sft.learning_rate:
+        raise UserError(
+            f"config.sft.min_learning_rate is {config.sft.min_learning_rate}; it has to be at most "
+            f"config.sft.learning_rate, which is {config.sft.learning_rate}."
+        )
+    if config.rl.dual_clip and config.rl.dual_clip <= 1 + config.rl.clip:
+        raise UserError(
+            f"config.rl.dual_clip is {config.rl.dual_clip}; it has to be 0 (off) or more than "
+            f"1 + config.rl.clip, which is {1 + config.rl.clip:g}."
+        )
+    if config.rl.minibatches > config.rl.tasks_per_iteration:
+        raise UserError(
+            f"config.rl.minibatches is {config.rl.minibatches}; minibatches hold whole trees, so "
+            f"there can be no more than config.rl.tasks_per_iteration, which is "
+            f"{config.rl.tasks_per_iteration}."
+        )
+    if config.rollout.response_tokens >= config.rollout.path_tokens:
+        raise UserError(
+            f"config.rollout.response_tokens is {config.rollout.response_tokens}; one response has "
+            f"to fit into config.rollout.path_tokens, which is {config.rollout.path_tokens}."
+        )
+    if config.train.row_tokens < config.rollout.path_tokens:
+        raise UserError(
+            f"config.train.row_tokens is {config.train.row_tokens}; a row has to hold a whole path "
+            f"of config.rollout.path_tokens, which is {config.rollout.path_tokens}."
+        )
+    if config.train.row_targets > config.train.row_tokens:
+        raise UserError(
+            f"config.train.row_targets is {config.train.row_targets}; a row cannot have more "
+            f"targets than config.train.row_tokens, which is {config.train.row_tokens}."
+        )
+    if not config.env.tasks.strip():
+        raise UserError(
+            "config.env.tasks is empty; name task types, comma separated, or say default."
+        )
+    splits = config.eval.splits
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(
+                f"config.eval.splits names {split!r}{_nearest(split, SPLITS)}; choose from "
+                f"{','.join(SPLITS)}."
+            )
+    if len(set(splits)) != len(splits):
+        raise UserError(f"config.eval.splits names a split twice: {','.join(splits)}.")
+    if "L2" in splits and config.env.protocol == "all_types":
+        raise UserError(
+            "config.eval.splits names L2, but config.env.protocol=all_types trains on every task "
+            "type and leaves none unseen; say --config.eval.splits=L0,L1."
+        )
+
+
+def _nearest(value: object, choices: Sequence[str]) -> str:
+    match = difflib.get_close_matches(str(value), choices, 1, 0.6)
+    return f" (did you mean {match[0]}?)" if match else ""
