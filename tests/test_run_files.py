@@ -241,6 +241,10 @@ def test_closing_table(tmp_path):
     row = next(line for line in out.getvalue().splitlines() if "L0" in line)
     for cell in ("0.0 [0.0, 27.8]", "50.0 [23.7, 76.3]", "+50.0 [", "0.062"):
         assert cell in row
+    before, after = [line for line in out.getvalue().splitlines() if "L0" in line][1:]
+    assert "before" in before and "0.0 [0.0, 0.0]" in before
+    low, high = entries[1]["splits"]["L0"]["measures"]["score"][1:]
+    assert "after" in after and f"50.0 [{low:.1f}, {high:.1f}]" in after
     print_summary([], out)
 
 

@@ -42,8 +42,11 @@ def command(workdir, *more):
     return [sys.executable, "-m", "spark_jax.main", f"--workdir={workdir}", *SMALL, *more]
 
 
-def play(workdir, *more):
-    done = subprocess.run(command(workdir, *more), cwd=ROOT, capture_output=True, text=True)
+def play(workdir, *more, environment=()):
+    done = subprocess.run(
+        command(workdir, *more), cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, **dict(environment)},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 
@@ -91,6 +94,21 @@ def test_nothing_is_compiled_after_the_first_iteration(unbroken):
 def test_sampler_and_trainer_agree(unbroken):
     rl = [r for r in read_metrics(unbroken[0]) if r["phase"] == "rl"]
     assert all(r["train/logp_gap"] < 1e-5 for r in rl)
+
+
+def test_a_run_on_a_mesh_is_the_run_on_one_device(unbroken, tmp_path):
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    mesh = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.rl.iterations=1"]
+    play(tmp_path, *mesh, environment=devices)
+    ours, theirs = (
+        [row for row in lines(folder) if row["phase"] != "eval"][:4]
+        for folder in (tmp_path, unbroken[0])
+    )
+    assert [row["phase"] for row in ours] == ["sft"] * 3 + ["rl"]
+    for a, b in zip(ours, theirs, strict=True):
+        for key in ("train/loss", "train/grad_norm", "train/entropy"):
+            assert a[key] == pytest.approx(b[key], rel=1e-4), key
+    assert ours[-1]["rollout/leaves"] == theirs[-1]["rollout/leaves"]
 
 
 def test_a_second_call_changes_nothing(unbroken):

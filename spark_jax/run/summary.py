@@ -1,4 +1,4 @@
-"""The closing table of a run: evaluations side by side, with intervals."""
+"""The closing tables of a run: success side by side, and every other measure, with intervals."""
 
 from __future__ import annotations
 
@@ -9,6 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from spark_jax.run.statistics import Difference, paired_difference
+
+# Column, key in eval.json, unit. Ratios are per step of an episode.
+MEASURES = (
+    ("score > 0, %", "loose_success_rate", 0.01),
+    ("score", "score", 1.0),
+    ("steps", "steps", 1.0),
+    ("repeated, %", "repeat_ratio", 0.01),
+    ("invalid, %", "invalid_ratio", 0.01),
+    ("explore, %", "explore_rate", 0.01),
+)
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], split: str) -> Difference | None:
@@ -26,10 +36,19 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any], split: str) -> 
 
 
 def print_summary(evaluations: Sequence[Mapping[str, Any]], stream: TextIO | None = None) -> None:
-    """Prints one row per split and one column per evaluation (success rate with its 95 % Wilson
-    interval); with two or more, the paired change from the first to the last with its p value."""
+    """Prints two tables. Success: one row per split and one column per evaluation (95 % Wilson
+    interval); with two or more, the paired change from the first to the last with its p value.
+    Everything else: one row per split and evaluation (95 % bootstrap interval)."""
     if not evaluations:
         return
+    console = Console(file=stream)
+    if not console.is_terminal:  # a log file has no width; never fold a table there
+        console = Console(file=stream, width=200)
+    console.print(_success_table(evaluations))
+    console.print(_measure_table(evaluations))
+
+
+def _success_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title="Success rate, % [95 % interval]", title_justify="left")
     table.add_column("split")
     table.add_column("episodes", justify="right")
@@ -40,10 +59,29 @@ def print_summary(evaluations: Sequence[Mapping[str, Any]], stream: TextIO | Non
         table.add_column("p", justify="right")
     for row in summary_rows(evaluations):
         table.add_row(*row)
-    console = Console(file=stream)
-    if not console.is_terminal:  # a log file has no width; never fold a table there
-        console = Console(file=stream, width=200)
-    console.print(table)
+    return table
+
+
+def _measure_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="Other measures [95 % interval]", title_justify="left")
+    table.add_column("split")
+    table.add_column("evaluation")
+    for title, _, _ in MEASURES:
+        table.add_column(title, justify="right")
+    for row in measure_rows(evaluations):
+        table.add_row(*row)
+    return table
+
+
+def measure_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Split, evaluation and the cells of MEASURES."""
+    splits = sorted({split for entry in evaluations for split in entry["splits"]})
+    return [
+        [split, entry["name"], *(_measure(entry["splits"][split], m) for m in MEASURES)]
+        for split in splits
+        for entry in evaluations
+        if split in entry["splits"]
+    ]
 
 
 def summary_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -60,6 +98,14 @@ def summary_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             row += _change(difference)
         rows.append(row)
     return rows
+
+
+def _measure(summary: Mapping[str, Any], measure: tuple[str, str, float]) -> str:
+    _, name, unit = measure
+    if name not in summary["measures"]:
+        return "–"
+    estimate, low, high = (x / unit for x in summary["measures"][name])
+    return f"{estimate:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def _rate(summary: Mapping[str, Any] | None) -> str:
