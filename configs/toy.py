@@ -1,19 +1,25 @@
 """SPARK on the toy chain of rooms: the whole machinery in a minute, optimum known.
 
-    python -m spark_jax.main --config=configs/toy.py --workdir=runs/toy
+    python -m spark_jax.main --config=configs/toy.py:learn --workdir=runs/toy
 
-Used by the tests, and to see that branching at critical steps pays (docs/log.md).
+Presets:
+  nano   what the tests run: the smallest model, a few seconds, learns nothing.
+  learn  the tiny model learns by RL alone which of four doors is right in each room, two of them
+         in a row: success on train tasks 0.3 -> 0.95 in about three minutes on one core.
 """
 
 from ml_collections import ConfigDict
 
 from spark_jax.run.defaults import base_config
+from spark_jax.types import UserError
 
 
 def get_config(preset: str = "nano") -> ConfigDict:
     """The default settings, with short episodes."""
     config = base_config()
-    config.model.preset = preset
+    if preset not in ("nano", "learn"):
+        raise UserError(f"configs/toy.py has no preset {preset!r}; choose nano or learn.")
+    config.model.preset = "nano" if preset == "nano" else "tiny"
     config.env.name = "toy"
     config.env.tasks = "doors-3x4"
     config.env.max_steps = 6
@@ -29,4 +35,17 @@ def get_config(preset: str = "nano") -> ConfigDict:
     config.train.row_tokens = 512
     config.train.row_targets = 256
     config.eval.episodes = 32
+    if preset == "learn":
+        config.env.tasks = "doors-2x4"
+        config.sft.trajectories = 64
+        config.sft.epochs = 10  # the format is known after a few, the doors are not
+        config.sft.batch_paths = 8
+        config.rl.iterations = 60
+        config.rl.tasks_per_iteration = 16
+        config.rl.learning_rate = 1e-3
+        config.rl.warmup_steps = 8
+        config.rl.kl_coef = 0.1  # without KL the policy is lost within ten iterations
+        config.rollout.rows = 32
+        config.eval.episodes = 64
+        config.eval.splits = ("L0",)
     return config

@@ -74,7 +74,8 @@ def start_or_resume(workdir: pathlib.Path | str, config: ConfigDict) -> bool:
 
     Raises:
       UserError: the run there was started with another value of a key that must not change
-        (all but MAY_CHANGE_ON_RESUME), or the folder cannot be written.
+        (all but MAY_CHANGE_ON_RESUME; and rl.iterations where the learning rate falls, since then
+        all of them depend on their number), or the folder cannot be written.
     """
     path = pathlib.Path(workdir) / "config.json"
     new = flatten(config)
@@ -82,7 +83,10 @@ def start_or_resume(workdir: pathlib.Path | str, config: ConfigDict) -> bool:
     if resumes:
         old = flatten(read_config(workdir))
         for key in [*new, *(k for k in old if k not in new)]:
-            if old.get(key) == new.get(key) or key.startswith(MAY_CHANGE_ON_RESUME):
+            if old.get(key) == new.get(key):
+                continue
+            falls = key == "rl.iterations" and config.rl.decay_to < 1
+            if key.startswith(MAY_CHANGE_ON_RESUME) and not falls:
                 continue
             if key in old and key in new:
                 what = f"config.{key} = {old[key]!r}, not {new[key]!r}"

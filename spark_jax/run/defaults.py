@@ -63,7 +63,8 @@ def base_config() -> ConfigDict:
     config.rl = ConfigDict()
     config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
     config.rl.tasks_per_iteration = 8  # trees of an iteration
-    config.rl.learning_rate = 1e-4  # AdamW, constant after warmup_steps
+    config.rl.learning_rate = 1e-4  # AdamW, after warmup_steps
+    config.rl.decay_to = 1.0  # share of the learning rate that is left at the end; 1: constant
     config.rl.warmup_steps = 0  # optimiser steps over which the learning rate rises to it
     config.rl.kl_coef = 0.01  # of KL(policy || reference), k3 estimator
     config.rl.clip = 0.2  # epsilon of the clipped ratio

@@ -126,12 +126,20 @@ def learn(
 
 
 def learning_rate(config: ConfigDict, step: int) -> float:
-    """Of optimiser step `step`, from 0: rises linearly over `rl.warmup_steps`, then is constant.
+    """Of optimiser step `step`, from 0: rises linearly over `rl.warmup_steps` to
+    `rl.learning_rate`, then falls linearly to `rl.decay_to` of it in the last step of the run.
 
     Adam's first steps have the size of the learning rate in every parameter, whatever the
-    gradient's noise; on a small model that alone moves the policy far from the reference.
+    gradient's noise; on a small model that alone moves the policy far from the reference. The
+    fall at the end takes that noise out again.
     """
-    return config.rl.learning_rate * min(1.0, (step + 1) / (config.rl.warmup_steps + 1))
+    rl = config.rl
+    rise = rl.warmup_steps + 1
+    if step < rise:
+        return rl.learning_rate * (step + 1) / rise
+    last = rl.iterations * rl.minibatches - 1
+    done = min(1.0, (step - rise + 1) / max(1, last - rise + 1))
+    return rl.learning_rate * (1.0 + (rl.decay_to - 1.0) * done)
 
 
 def _with_old_and_reference(

@@ -50,7 +50,8 @@ for _key in (
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
     _RULES[_key] = (lambda value: value > 0, "more than 0")
 _RULES["rl.clip"] = (lambda value: 0 < value < 1, "between 0 and 1")
-_RULES["tree.signal_rate"] = (lambda value: 0 <= value <= 1, "between 0 and 1")
+for _key in ("tree.signal_rate", "rl.decay_to"):
+    _RULES[_key] = (lambda value: 0 <= value <= 1, "between 0 and 1")
 
 
 def check_config(config: ConfigDict) -> None:
