@@ -20,7 +20,7 @@ def get_config(preset: str = "nano") -> ConfigDict:
     config = base_config()
     if preset not in ("nano", "learn"):
         raise UserError(f"configs/toy.py has no preset {preset!r}; choose nano or learn.")
-    config.model.preset = "nano" if preset == "nano" else "tiny"
+    config.model.preset = "nano"
     config.env.name = "toy"
     config.env.tasks = "doors-3x4"
     config.env.max_steps = 6
@@ -37,6 +37,7 @@ def get_config(preset: str = "nano") -> ConfigDict:
     config.train.row_targets = 256
     config.eval.episodes = 32
     if preset == "learn":
+        config.model.preset = "tiny"
         config.env.tasks = "doors-2x4"
         config.sft.trajectories = 64
         config.sft.epochs = 10  # the format is known after a few, the doors are not
@@ -45,7 +46,7 @@ def get_config(preset: str = "nano") -> ConfigDict:
         config.rl.tasks_per_iteration = 16
         config.rl.learning_rate = 1e-3
         config.rl.warmup_steps = 8
-        config.rl.kl_coef = 0.1  # without KL the policy is lost within ten iterations
+        config.rl.kl_coef = 0.1  # without KL the policy is lost (docs/log.md)
         config.rollout.rows = 32
         config.eval.episodes = 64
         config.eval.splits = ("L0",)

@@ -75,10 +75,9 @@ def _measure_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
 
 def measure_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Split, evaluation and the cells of MEASURES."""
-    splits = sorted({split for entry in evaluations for split in entry["splits"]})
     return [
         [split, entry["name"], *(_measure(entry["splits"][split], m) for m in MEASURES)]
-        for split in splits
+        for split in _splits(evaluations)
         for entry in evaluations
         if split in entry["splits"]
     ]
@@ -86,9 +85,8 @@ def measure_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def summary_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """The cells of the table, also used by the report."""
-    names = sorted({split for entry in evaluations for split in entry["splits"]})
     rows = []
-    for split in names:
+    for split in _splits(evaluations):
         have = [entry for entry in evaluations if split in entry["splits"]]
         counts = sorted({entry["splits"][split]["episodes"] for entry in have})
         row = [split, "/".join(map(str, counts))]
@@ -98,6 +96,10 @@ def summary_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             row += _change(difference)
         rows.append(row)
     return rows
+
+
+def _splits(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+    return sorted({split for entry in evaluations for split in entry["splits"]})
 
 
 def _measure(summary: Mapping[str, Any], measure: tuple[str, str, float]) -> str:
