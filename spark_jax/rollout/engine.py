@@ -23,6 +23,7 @@ import numpy as np
 
 from spark_jax.cache.kv import copy_pages, init_kv
 from spark_jax.cache.pool import PagePool, Pages
+from spark_jax.cache.tiles import make_tiles
 from spark_jax.models.config import ModelConfig
 from spark_jax.rollout.programs import DecodeRows, decode_chunk, prefill
 from spark_jax.types import UserError
@@ -38,6 +39,7 @@ class EngineShape:
     path_tokens: int  # most tokens of a path
     chunk: int = 16  # decoding steps between two looks of the host
     prefill_tokens: int = 256  # most tokens of a row that one prefill takes
+    share_prefix: bool = True  # decoding reads pages that rows share once (cache/tiles.py)
 
     @property
     def row_ladder(self) -> tuple[int, ...]:
@@ -294,10 +296,17 @@ class Engine:
             token_B[b], position_B[b] = row.tokens[-1], row.pages.length
             left_B[b], stop_B[b] = row.budget - len(row.response), row.stop
             key_B2[b] = row.key
+        tiles = make_tiles(
+            [row.pages.ids for row in rows],
+            B,
+            self.shape.table_pages,
+            self.shape.slots,
+            self.shape.share_prefix,
+        )
         self.kv, out = decode_chunk(
             self.params,
             self.kv,
-            DecodeRows(token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B)),
+            DecodeRows(token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B), tiles),
             self.stop_table,
             self.temperature,
             config=self.config,

@@ -14,6 +14,7 @@ from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import forward, unembed
 from spark_jax.ops.paged_attention import paged_attention, write_pages
 from spark_jax.ops.sampling import sample_tokens
+from spark_jax.ops.tile_attention import TileLists, tile_attention
 
 
 class DecodeRows(NamedTuple):
@@ -25,6 +26,7 @@ class DecodeRows(NamedTuple):
     stop_B: jax.Array  # state of the stop automaton
     key_B2: jax.Array  # uint32, identity of the row
     table_BW: jax.Array  # pages of the row
+    tiles: TileLists  # the same pages once more, cut so that what rows share is read once
 
 
 class Decoded(NamedTuple):
@@ -43,6 +45,18 @@ def _attend_pages(table_BW, position_BT, slot_N):
         q_BTHC = q_NHC.reshape(B, T, *q_NHC.shape[1:])
         out_BTHC, _ = paged_attention(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
         return out_BTHC.reshape(q_NHC.shape), (k_PSKC, v_PSKC)
+
+    return attend
+
+
+def _attend_tiles(tiles, position_B, slot_N):
+    """The same for one new token per row, over tiles of pages."""
+
+    def attend(q_BHC, k_BKC, v_BKC, kv_layer):
+        k_PSKC = write_pages(kv_layer[0], k_BKC, slot_N)
+        v_PSKC = write_pages(kv_layer[1], v_BKC, slot_N)
+        out_BHC, _ = tile_attention(q_BHC, k_PSKC, v_PSKC, tiles, position_B)
+        return out_BHC, (k_PSKC, v_PSKC)
 
     return attend
 
@@ -103,7 +117,7 @@ def decode_chunk(
         active_B = rows.left_B > 0
         position_BT = rows.position_B[:, None]
         slot_N = _slots(rows.table_BW, position_BT, active_B[:, None], slots)
-        attend = _attend_pages(rows.table_BW, position_BT, slot_N)
+        attend = _attend_tiles(rows.tiles, rows.position_B, slot_N)
         hidden_BD, kv = forward(params, config, rows.token_B, rows.position_B, attend, kv)
         logits_BV = unembed(params, config, hidden_BD)
         token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)

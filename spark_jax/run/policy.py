@@ -74,6 +74,7 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
         path_tokens=rollout.path_tokens,
         chunk=rollout.chunk,
         prefill_tokens=min(256, rollout.path_tokens),
+        share_prefix=rollout.share_prefix,
     )
     patterns = ["</action>"]
     if config.tree.fork_at == "same_step":

@@ -1,0 +1,117 @@
+"""Prefix-shared attention: the tiles cover every page of every row once, and the result is that of
+the plain reference."""
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spark_jax.cache.tiles import SHARED_ROWS, make_tiles, pages_of_tile
+from spark_jax.ops.paged_attention import gathered_attention, paged_attention
+from spark_jax.ops.tile_attention import tile_attention
+
+
+def forest(rng, rows, most, trees=2):
+    """Page tables of the leaves of random trees: each row copies a head of an earlier row of its
+    tree and goes on alone."""
+    tables, fresh = [], iter(rng.permutation(np.arange(1, rows * most + 1)).tolist())
+    for b in range(rows):
+        earlier = [t for i, t in enumerate(tables) if i % trees == b % trees]
+        head = []
+        if earlier:
+            other = earlier[rng.integers(len(earlier))]
+            head = other[: rng.integers(0, len(other) + 1)]
+        own = int(rng.integers(0 if head else 1, most - len(head) + 1))
+        tables.append(head + [next(fresh) for _ in range(own)])
+    return tables
+
+
+def seen_by_rows(lists, rows, slots):
+    """[(position of the page, page)] that each row reads, in order of position."""
+    seen = [[] for _ in range(rows)]
+    for tiles in lists:
+        for u in range(int(tiles.count)):
+            for i in range(int(tiles.tokens_U[u]) // slots):
+                for row in tiles.row_UR[u]:
+                    if row < rows:
+                        at = int(tiles.start_U[u]) // slots + i
+                        seen[row].append((at, int(tiles.page_UW[u, i])))
+    return [sorted(s) for s in seen]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 20),
+    most=st.integers(1, 40),
+    slots=st.sampled_from([4, 16, 128, 256]),
+    share=st.booleans(),
+)
+def test_every_row_reads_each_of_its_pages_once(seed, rows, most, slots, share):
+    tables = forest(np.random.default_rng(seed), rows, most)
+    lists = make_tiles(tables, rows + 2, most, slots, share)
+    seen = seen_by_rows(lists, rows + 2, slots)
+    assert seen == [list(enumerate(table)) for table in tables] + [[], []]
+    for tiles in lists:  # what is not used must not be read
+        assert (tiles.row_UR[int(tiles.count) :] == rows + 2).all()
+        assert (tiles.tokens_U[int(tiles.count) :] == 0).all()
+    if not share:
+        assert lists.shared.count == 0
+
+
+def test_what_all_rows_share_is_read_once():
+    slots = 16
+    prompt = list(range(1, 41))  # 40 pages: 5 tiles
+    tables = [[*prompt, 100 + b] for b in range(SHARED_ROWS)]
+    lists = make_tiles(tables, SHARED_ROWS, 48, slots)
+    assert lists.shared.count == 5
+    assert lists.own.count == SHARED_ROWS
+    apart = make_tiles(tables, SHARED_ROWS, 48, slots, share=False)
+    assert apart.own.count == SHARED_ROWS * -(-41 // pages_of_tile(slots))
+
+
+def test_nested_prefixes_are_shared_level_by_level():
+    trunk, left, right = list(range(1, 25)), list(range(30, 54)), list(range(60, 84))
+    tables = [[*trunk, *left, 100], [*trunk, *right, 101], [*trunk, *left, 102], [*trunk, *right]]
+    shared = make_tiles(tables, 4, 64, 16).shared
+    groups = {
+        (int(shared.start_U[u]), tuple(sorted(r for r in shared.row_UR[u].tolist() if r < 4)))
+        for u in range(int(shared.count))
+    }
+    whole = {(start, (0, 1, 2, 3)) for start in (0, 128, 256)}
+    branches = {(start, rows) for start in (384, 512, 640) for rows in ((0, 2), (1, 3))}
+    assert groups == whole | branches
+
+
+def test_more_rows_than_a_tile_takes_are_spread_over_several():
+    tables = [[*range(1, 9), 100 + b] for b in range(SHARED_ROWS + 3)]
+    shared = make_tiles(tables, 16, 16, 16).shared
+    members = [sum(r < 16 for r in shared.row_UR[u].tolist()) for u in range(int(shared.count))]
+    assert members == [SHARED_ROWS, 3]
+
+
+@pytest.mark.parametrize("share", [True, False])
+@pytest.mark.parametrize("heads,kv_heads", [(4, 2), (6, 1), (3, 3)])
+@pytest.mark.parametrize("slots", [4, 16])
+def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, slots):
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        rows, most, B, C = 11, 1280 // slots, 16, 8
+        tables = forest(rng, rows, most, trees=1)
+        pages = 1 + rows * most
+        k, v = rng.normal(size=(2, pages, slots, kv_heads, C)).astype(np.float32)
+        q = 3 * rng.normal(size=(B, heads, C)).astype(np.float32)
+        table_BW = np.zeros((B, most), np.int32)
+        position_B = np.zeros(B, np.int32)
+        for b, table in enumerate(tables):
+            table_BW[b, : len(table)] = table
+            position_B[b] = rng.integers(0, len(table) * slots)  # the rest is not written yet
+        tiles = make_tiles(tables, B, most, slots, share)
+        assert bool(tiles.shared.count) == share
+        out, lse = jax.jit(tile_attention)(q, k, v, tiles, position_B)
+        for reference in (gathered_attention, paged_attention):
+            wanted, wanted_lse = jax.jit(reference)(q[:, None], k, v, table_BW, position_B[:, None])
+            np.testing.assert_allclose(out[:rows], wanted[:rows, 0], rtol=2e-5, atol=2e-6)
+            np.testing.assert_allclose(lse[:rows], wanted_lse[:rows, 0], rtol=2e-5, atol=2e-6)
+        assert np.isfinite(out).all() and (out[rows:] == 0).all()  # rows of padding
