@@ -73,15 +73,23 @@ def test_what_all_rows_share_is_read_once():
 
 def test_nested_prefixes_are_shared_level_by_level():
     trunk, left, right = list(range(1, 25)), list(range(30, 54)), list(range(60, 84))
-    tables = [[*trunk, *left, 100], [*trunk, *right, 101], [*trunk, *left, 102], [*trunk, *right]]
-    shared = make_tiles(tables, 4, 64, 16).shared
+    tables = [[*trunk, *(left if b % 2 else right), 100 + b] for b in range(7)]
+    tables.append([*trunk, *left])
+    shared = make_tiles(tables, 8, 64, 16).shared
     groups = {
-        (int(shared.start_U[u]), tuple(sorted(r for r in shared.row_UR[u].tolist() if r < 4)))
+        (int(shared.start_U[u]), tuple(sorted(r for r in shared.row_UR[u].tolist() if r < 8)))
         for u in range(int(shared.count))
     }
-    whole = {(start, (0, 1, 2, 3)) for start in (0, 128, 256)}
-    branches = {(start, rows) for start in (384, 512, 640) for rows in ((0, 2), (1, 3))}
+    whole = {(start, tuple(range(8))) for start in (0, 128, 256)}
+    branches = {(start, rows) for start in (384, 512, 640) for rows in ((0, 2, 4, 6), (1, 3, 5, 7))}
     assert groups == whole | branches
+
+
+def test_short_or_lonely_prefixes_are_not_worth_a_tile():
+    pair = [[*range(1, 25), 100], [*range(1, 25), 101]]
+    short = [[1, 100 + b] for b in range(8)]
+    for tables in (pair, short):
+        assert make_tiles(tables, 8, 64, 16).shared.count == 0
 
 
 def test_more_rows_than_a_tile_takes_are_spread_over_several():

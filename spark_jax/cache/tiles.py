@@ -18,9 +18,9 @@ from spark_jax.ops.tile_attention import TileLists, Tiles
 
 TILE_TOKENS = 128
 SHARED_ROWS = 8  # most rows of a shared tile; more rows take several tiles over the same pages
-# A shared tile costs about as much as two own ones (it computes SHARED_ROWS places whatever is in
-# them), so a run of pages is shared where that saves so many tiles.
-WORTH_TILES = 2
+# A shared tile costs about as much as three own ones (XLA on a CPU; it computes SHARED_ROWS places
+# whatever is in them), so a run of pages is shared where each of its tiles saves so many.
+WORTH_TILES = 3
 
 
 def make_tiles(
@@ -50,8 +50,9 @@ def make_tiles(
         most = min(len(first), len(last))
         while depth < most and first[depth] == last[depth]:
             depth += 1
-        saved = (len(members) - 1) * (depth - begin)
-        if saved >= WORTH_TILES * tile_pages and shared.add(first, begin, depth, members):
+        cuts = -(-(depth - begin) // tile_pages) * -(-len(members) // SHARED_ROWS)
+        saved = (len(members) - 1) * (depth - begin) / tile_pages
+        if cuts and saved >= WORTH_TILES * cuts and shared.add(first, begin, depth, members):
             begin = depth
         here: list[int] = []
         for member in members:

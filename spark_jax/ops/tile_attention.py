@@ -90,31 +90,32 @@ def _add_tiles(merged, q_BKGC, k_PSKC, v_PSKC, tiles, position_B, step: int):
         page_UW = cut(tiles.page_UW)
         k_UXKC = k_PSKC[page_UW].reshape(step, X, K, C)
         v_UXKC = v_PSKC[page_UW].reshape(step, X, K, C)
-        scores = jnp.einsum(
-            "urkgc,uxkc->ukrgx", q_BKGC[row_UR], k_UXKC, preferred_element_type=jnp.float32
-        )
+        M = R * G
+        q_UKMC = q_BKGC[row_UR].swapaxes(1, 2).reshape(step, K, M, C)
+        scores = jnp.einsum("ukmc,uxkc->ukmx", q_UKMC, k_UXKC, preferred_element_type=jnp.float32)
         visible_URX = written_UX[:, None] & (key_UX[:, None] <= position_B[row_UR][..., None])
-        visible = visible_URX[:, None, :, None]
+        visible = jnp.repeat(visible_URX, G, axis=1)[:, None]
         scores = jnp.where(visible, scores, _LOW)
-        max_UKRG = scores.max(-1)
-        weights = jnp.where(visible, jnp.exp(scores - max_UKRG[..., None]), 0.0)
-        out_UKRGC = jnp.einsum(
-            "ukrgx,uxkc->ukrgc",
+        max_UKM = scores.max(-1)
+        weights = jnp.where(visible, jnp.exp(scores - max_UKM[..., None]), 0.0)
+        out_UKMC = jnp.einsum(
+            "ukmx,uxkc->ukmc",
             weights.astype(v_UXKC.dtype),
             v_UXKC,
             preferred_element_type=jnp.float32,
         )
 
         def by_row(x):
+            x = x.reshape(step, K, R, G, *x.shape[3:])
             return x.swapaxes(1, 2).reshape(step * R, K, G, *x.shape[4:])
 
-        row_N, max_NKG = row_UR.reshape(-1), by_row(max_UKRG)
+        row_N, max_NKG = row_UR.reshape(-1), by_row(max_UKM)
         new_BKG = max_BKG.at[row_N].max(max_NKG)
         old_BKG, part_NKG = jnp.exp(max_BKG - new_BKG), jnp.exp(max_NKG - new_BKG[row_N])
         return (
             new_BKG,
             (sum_BKG * old_BKG).at[row_N].add(by_row(weights.sum(-1)) * part_NKG),
-            (out_BKGC * old_BKG[..., None]).at[row_N].add(by_row(out_UKRGC) * part_NKG[..., None]),
+            (out_BKGC * old_BKG[..., None]).at[row_N].add(by_row(out_UKMC) * part_NKG[..., None]),
         )
 
     steps = (tiles.count + step - 1) // step
