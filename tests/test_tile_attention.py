@@ -123,3 +123,19 @@ def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, s
             np.testing.assert_allclose(out[:rows], wanted[:rows, 0], rtol=2e-5, atol=2e-6)
             np.testing.assert_allclose(lse[:rows], wanted_lse[:rows, 0], rtol=2e-5, atol=2e-6)
         assert np.isfinite(out).all() and (out[rows:] == 0).all()  # rows of padding
+
+
+def test_a_full_list_of_tiles_counts_none_twice():
+    """15 tiles in use of 15, looked at 8 at a time."""
+    rng = np.random.default_rng(0)
+    most, slots = 40, 16
+    tables = [list(range(1 + b * most, 1 + (b + 1) * most)) for b in range(3)]
+    k, v = rng.normal(size=(2, 121, slots, 1, 4)).astype(np.float32)
+    q = rng.normal(size=(3, 2, 4)).astype(np.float32)
+    tiles = make_tiles(tables, 3, most, slots)
+    assert tiles.own.count == len(tiles.own.start_U) == 15
+    position_B = np.full(3, most * slots - 1, np.int32)
+    out, lse = jax.jit(tile_attention)(q, k, v, tiles, position_B)
+    wanted, wanted_lse = gathered_attention(q[:, None], k, v, np.array(tables), position_B[:, None])
+    np.testing.assert_allclose(out, wanted[:, 0], rtol=2e-5, atol=2e-6)
+    np.testing.assert_allclose(lse, wanted_lse[:, 0], rtol=2e-5)
