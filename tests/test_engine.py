@@ -98,6 +98,29 @@ def test_forked_paths_share_pages_and_match_dense(params):
     assert engine.pool.used_pages == 0
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_rows_that_read_a_long_prefix_together_match_dense(params, share):
+    """300 tokens of prompt for eight rows, half of which share 40 more."""
+    engine = make_engine(
+        params, slots=4, pages=512, path_tokens=400, prefill_tokens=128, share_prefix=share
+    )
+    root = Row(prompt(1, 300), row_key("root"), budget=0)
+    run(engine, [root])
+    longer = Row([*root.tokens, *prompt(2, 40)], row_key("long"), 0, engine.fork(root.pages))
+    run(engine, [longer])
+    rows = [
+        Row(list(source.tokens), row_key("leaf", i), 6, engine.fork(source.pages))
+        for i, source in enumerate([root, longer] * 4)
+    ]
+    starts = [len(row.tokens) for row in rows]
+    run(engine, rows)
+    saved = 1 - engine.stats.read_tokens / engine.stats.row_tokens
+    assert saved > 0.6 if share else saved == 0
+    for row, start in zip(rows, starts, strict=True):
+        expected = dense_logprobs(params, row.tokens, start)
+        np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
+
+
 def one_row(seed=3, budget=30):
     return Row(prompt(seed, 17), row_key("me", seed), budget=budget)
 

@@ -25,6 +25,7 @@ from spark_jax.cache.kv import copy_pages, init_kv
 from spark_jax.cache.pool import PagePool, Pages
 from spark_jax.cache.tiles import make_tiles
 from spark_jax.models.config import ModelConfig
+from spark_jax.ops.tile_attention import TileLists
 from spark_jax.rollout.programs import DecodeRows, decode_chunk, prefill
 from spark_jax.types import UserError
 
@@ -94,6 +95,8 @@ class EngineStats:
     prefill_tokens: int = 0  # prompt tokens computed
     response_tokens: int = 0  # tokens sampled
     decode_rows: int = 0  # rows x steps that the device computed, padding and ended rows included
+    read_tokens: int = 0  # cached tokens that decoding attended to, a shared one counted once
+    row_tokens: int = 0  # the same if every row read its whole path itself
     evictions: int = 0
     device_seconds: float = 0.0
     most_pages: int = 0
@@ -140,7 +143,7 @@ class Engine:
             for T in self.shape.prefill_ladder:
                 self._prefill([], B, T)
                 count += 1
-            self._decode([], B)
+            self._decode([], B, self._tiles([], B))
             count += 1
         self._copy([(0, 0)])
         jax.block_until_ready(self.kv)
@@ -277,9 +280,13 @@ class Engine:
         chunk = self.shape.chunk
         self._grow(rows, [min(row.pages.length + chunk, row.longest) for row in rows])
         B = _bucket(self.shape.row_ladder, len(rows))
-        out = self._decode(rows, B)
+        tiles = self._tiles(rows, B)
+        out = self._decode(rows, B, tiles)
         token_BX, logprob_BX, stop_B = jax.device_get(out)
-        self.stats.decode_rows += B * int((token_BX >= 0).any(0).sum())
+        steps = int((token_BX >= 0).any(0).sum())
+        self.stats.decode_rows += B * steps
+        self.stats.read_tokens += steps * int(sum(part.tokens_U.sum() for part in tiles))
+        self.stats.row_tokens += steps * self.shape.slots * sum(len(r.pages.ids) for r in rows)
         for b, row in enumerate(rows):
             n = int((token_BX[b] >= 0).sum())
             row.response += token_BX[b, :n].tolist()
@@ -289,20 +296,18 @@ class Engine:
             row.stop = int(stop_B[b])
             self.stats.response_tokens += n
 
-    def _decode(self, rows: Sequence[Row], B: int):
+    def _tiles(self, rows: Sequence[Row], B: int) -> TileLists:
+        shape = self.shape
+        pages = [row.pages.ids for row in rows]
+        return make_tiles(pages, B, shape.table_pages, shape.slots, shape.share_prefix)
+
+    def _decode(self, rows: Sequence[Row], B: int, tiles: TileLists):
         token_B, position_B, left_B, stop_B = np.zeros((4, B), np.int32)
         key_B2 = np.zeros((B, 2), np.uint32)
         for b, row in enumerate(rows):
             token_B[b], position_B[b] = row.tokens[-1], row.pages.length
             left_B[b], stop_B[b] = row.budget - len(row.response), row.stop
             key_B2[b] = row.key
-        tiles = make_tiles(
-            [row.pages.ids for row in rows],
-            B,
-            self.shape.table_pages,
-            self.shape.slots,
-            self.shape.share_prefix,
-        )
         self.kv, out = decode_chunk(
             self.params,
             self.kv,

@@ -54,6 +54,7 @@ def rollout(
         "rollout/prefill_tokens": engine.stats.prefill_tokens,
         "rollout/evictions": engine.stats.evictions,
         "rollout/wasted_rows": 1 - engine.stats.response_tokens / max(1, engine.stats.decode_rows),
+        "rollout/shared_reads": 1 - engine.stats.read_tokens / max(1, engine.stats.row_tokens),
         "rollout/pages": engine.stats.most_pages,
         "rollout/env_steps": spent["env_steps"],
         "rollout/replay_steps": spent["replay_steps"],
