@@ -45,6 +45,7 @@ EXTRAS = {
         "pytest>=8.3",
         "jinja2>=3.1",  # what transformers renders chat templates with: ours are held against them
         "hypothesis>=6.100",  # random trees, page pools and texts
+        "scipy>=1.13",  # tests of sampled frequencies
         "ruff>=0.12",
     ],
 }

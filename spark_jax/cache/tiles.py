@@ -43,7 +43,7 @@ def make_tiles(
     def walk(members: list[int], depth: int, begin: int) -> None:
         """`members` agree on the pages before `depth`; those from `begin` on are in no tile yet."""
         first, last = pages[members[0]], pages[members[-1]]
-        if len(members) == 1:
+        if len(members) == 1:  # no need to compare its pages with themselves
             own.add(first, begin, len(first), members)
             return
         # Members are in lexicographic order: what first and last share, all share.
@@ -66,12 +66,11 @@ def make_tiles(
         if here:
             walk(here, depth, begin)
 
-    order = [b for b in range(len(pages)) if len(pages[b])]
-    if share and order:
-        walk(sorted(order, key=lambda b: tuple(pages[b])), 0, 0)
+    if share and pages:
+        walk(sorted(range(len(pages)), key=lambda b: tuple(pages[b])), 0, 0)
     else:
-        for b in order:
-            own.add(pages[b], 0, len(pages[b]), [b])
+        for b, ids in enumerate(pages):
+            own.add(ids, 0, len(ids), [b])
     return TileLists(shared.tiles(), own.tiles())
 
 

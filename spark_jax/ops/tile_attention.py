@@ -85,16 +85,16 @@ def _add_tiles(merged, q_BKGC, k_PSKC, v_PSKC, tiles, position_B, step: int):
             return jax.lax.dynamic_slice_in_dim(x, first, step)
 
         row_UR = jnp.where(fresh_U[:, None], cut(tiles.row_UR), q_BKGC.shape[0] - 1)
-        key_UX = cut(tiles.start_U)[:, None] + jnp.arange(X)
-        written_UX = jnp.arange(X) < cut(tiles.tokens_U)[:, None]
+        # Tokens of each tile that each of its rows may see, from the tile's first one on.
+        seen_UR = position_B[row_UR] + 1 - cut(tiles.start_U)[:, None]
+        seen_UR = jnp.minimum(seen_UR, cut(tiles.tokens_U)[:, None])
         page_UW = cut(tiles.page_UW)
         k_UXKC = k_PSKC[page_UW].reshape(step, X, K, C)
         v_UXKC = v_PSKC[page_UW].reshape(step, X, K, C)
         M = R * G
         q_UKMC = q_BKGC[row_UR].swapaxes(1, 2).reshape(step, K, M, C)
         scores = jnp.einsum("ukmc,uxkc->ukmx", q_UKMC, k_UXKC, preferred_element_type=jnp.float32)
-        visible_URX = written_UX[:, None] & (key_UX[:, None] <= position_B[row_UR][..., None])
-        visible = jnp.repeat(visible_URX, G, axis=1)[:, None]
+        visible = (jnp.arange(X) < jnp.repeat(seen_UR, G, axis=1)[..., None])[:, None]
         scores = jnp.where(visible, scores, _LOW)
         max_UKM = scores.max(-1)
         weights = jnp.where(visible, jnp.exp(scores - max_UKM[..., None]), 0.0)

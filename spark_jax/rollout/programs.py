@@ -35,28 +35,14 @@ class Decoded(NamedTuple):
     stop_B: jax.Array
 
 
-def _attend_pages(table_BW, position_BT, slot_N):
-    """An `attend` for the model: writes the new keys and values, then attends over the pages."""
-    B, T = position_BT.shape
+def _attend_cache(look, slot_N):
+    """An `attend` for the model: writes the new keys and values into their pages, then
+    `look(q_NHC, k_PSKC, v_PSKC)` at the cache."""
 
     def attend(q_NHC, k_NKC, v_NKC, kv_layer):
         k_PSKC = write_pages(kv_layer[0], k_NKC, slot_N)
         v_PSKC = write_pages(kv_layer[1], v_NKC, slot_N)
-        q_BTHC = q_NHC.reshape(B, T, *q_NHC.shape[1:])
-        out_BTHC, _ = paged_attention(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
-        return out_BTHC.reshape(q_NHC.shape), (k_PSKC, v_PSKC)
-
-    return attend
-
-
-def _attend_tiles(tiles, position_B, slot_N):
-    """The same for one new token per row, over tiles of pages."""
-
-    def attend(q_BHC, k_BKC, v_BKC, kv_layer):
-        k_PSKC = write_pages(kv_layer[0], k_BKC, slot_N)
-        v_PSKC = write_pages(kv_layer[1], v_BKC, slot_N)
-        out_BHC, _ = tile_attention(q_BHC, k_PSKC, v_PSKC, tiles, position_B)
-        return out_BHC, (k_PSKC, v_PSKC)
+        return look(q_NHC, k_PSKC, v_PSKC), (k_PSKC, v_PSKC)
 
     return attend
 
@@ -80,7 +66,13 @@ def prefill(params, kv: Kv, token_BT, start_B, count_B, table_BW, *, config: Mod
     valid_BT = offset_T < count_B[:, None]
     position_BT = jnp.where(valid_BT, start_B[:, None] + offset_T, 0)
     slot_N = _slots(table_BW, position_BT, valid_BT, slots)
-    attend = _attend_pages(table_BW, position_BT, slot_N)
+
+    def look(q_NHC, k_PSKC, v_PSKC):
+        q_BTHC = q_NHC.reshape(B, T, *q_NHC.shape[1:])
+        out_BTHC, _ = paged_attention(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
+        return out_BTHC.reshape(q_NHC.shape)
+
+    attend = _attend_cache(look, slot_N)
     _, kv = forward(params, config, token_BT.reshape(-1), position_BT.reshape(-1), attend, kv)
     return kv
 
@@ -117,7 +109,11 @@ def decode_chunk(
         active_B = rows.left_B > 0
         position_BT = rows.position_B[:, None]
         slot_N = _slots(rows.table_BW, position_BT, active_B[:, None], slots)
-        attend = _attend_tiles(rows.tiles, rows.position_B, slot_N)
+
+        def look(q_BHC, k_PSKC, v_PSKC):
+            return tile_attention(q_BHC, k_PSKC, v_PSKC, rows.tiles, rows.position_B)[0]
+
+        attend = _attend_cache(look, slot_N)
         hidden_BD, kv = forward(params, config, rows.token_B, rows.position_B, attend, kv)
         logits_BV = unembed(params, config, hidden_BD)
         token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)
