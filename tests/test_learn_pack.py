@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from trees import random_tree
 
 from spark_jax.learn.advantage import LEAF_WEIGHTS, leaf_group
-from spark_jax.learn.credit import segment_weights, sft_weights
+from spark_jax.learn.credit import context_targets, normaliser, segment_weights, sft_weights
 from spark_jax.learn.pack import chain_tree, linear_tokens, micro_batches, pack_trees
 from spark_jax.types import Node, UserError
 
@@ -130,7 +130,7 @@ def test_a_path_longer_than_a_row_names_the_key():
     item = (tree, sft_weights(tree))
     with pytest.raises(UserError, match=r"70 tokens .* holds 64; raise train\.row_tokens"):
         pack_trees([item], 64)
-    with pytest.raises(UserError, match=r"30 response tokens .* 20; raise train\.row_targets"):
+    with pytest.raises(UserError, match=r"30 target tokens .* 20; raise train\.row_targets"):
         pack_trees([item], 128, row_targets=20)
 
 
@@ -142,6 +142,34 @@ def test_chain_tree_is_the_dialogue():
     assert list(batch.pred_RM[0, :3]) == [1, 2, 6]
     assert list(batch.n_RM[0]) == [1, 1, 1, 0, 0]
     assert stats.packed_tokens == stats.linear_tokens == 8
+
+
+def test_context_may_be_predicted_too():
+    tree = chain_tree([1, 2, 9], [([3, 4], [5, 6]), ([], [7]), ([8], [9])])
+    weights = sft_weights(tree, context=0.5)
+    batch, stats = pack_trees([(tree, weights)], 10, row_targets=9)
+    assert list(batch.tokens_RT[0, :9]) == [1, 2, 9, 3, 4, 5, 6, 7, 8]
+    # Nothing predicts the first token; the last context (a second 9) is not laid out at all.
+    assert list(batch.target_RM[0]) == [1, 2, 3, 4, 5, 6, 7, 8, 0]
+    assert list(batch.pred_RM[0]) == [0, 1, 2, 3, 4, 5, 6, 7, 0]
+    assert list(batch.n_RM[0]) == [0.5, 0.5, 1, 1, 0.5, 0.5, 0.5, 1, 0]
+    assert stats.targets == 8 and normaliser([(tree, weights)]) == batch.n_RM.sum()
+
+
+def test_context_of_a_forked_tree_is_a_target_once():
+    tree = random_tree(3, leaves=12, roots=4, branch=3, depth=6)
+    weights = sft_weights(tree, context=0.25)
+    batch, stats = pack_trees([(tree, weights)], 128, row_targets=128, dtype=np.float64)
+    assert stats.pieces > 1
+    assert batch.n_RM.sum() == pytest.approx(normaliser([(tree, weights)]))
+    responses = sum(len(node.response_ids) for node in tree.nodes)
+    assert stats.targets - responses == context_targets(tree).sum() > 0
+    # Predecessors: the position of a target is one more than that of what predicts it.
+    seen = batch.n_RM > 0
+    position = batch.position_RT
+    after = np.take_along_axis(position, batch.target_RM, 1)[seen]
+    before = np.take_along_axis(position, batch.pred_RM, 1)[seen]
+    assert (after == before + 1).all()
 
 
 def test_tokens_without_weight_are_no_targets():

@@ -14,12 +14,15 @@ class SegmentWeights(NamedTuple):
     """What the response tokens of each node (segment) of a tree weigh in the loss, float64 [G].
 
     Sums run over the leaves l below the node, with leaf weights w_l and advantages A_l:
-    `a_plus_G` = sum w max(A, 0), `a_minus_G` = sum w min(A, 0), `n_G` = sum w.
+    `a_plus_G` = sum w max(A, 0), `a_minus_G` = sum w min(A, 0), `n_G` = sum w. `context_n_G` is
+    what the tokens that follow the response (an observation; at the root the prompt) weigh as
+    text to be predicted, usually 0: they have no advantage.
     """
 
     a_plus_G: np.ndarray
     a_minus_G: np.ndarray
     n_G: np.ndarray
+    context_n_G: np.ndarray
 
 
 def response_tokens(tree: Tree) -> np.ndarray:
@@ -62,27 +65,42 @@ def segment_weights(
         a_plus_G[path] += weight_L[row] * np.maximum(advantage, 0.0)
         a_minus_G[path] += weight_L[row] * np.minimum(advantage, 0.0)
         n_G[path] += weight_L[row]
-    return SegmentWeights(a_plus_G, a_minus_G, n_G)
+    return SegmentWeights(a_plus_G, a_minus_G, n_G, np.zeros(len(tree.nodes)))
 
 
-def sft_weights(tree: Tree) -> SegmentWeights:
-    """n = leaves below (1 on a chain), no advantage: for `learn.loss.sft_loss`."""
+def sft_weights(tree: Tree, context: float = 0.0) -> SegmentWeights:
+    """n = leaves below (1 on a chain), no advantage: for `learn.loss.sft_loss`.
+
+    `context`: what a token of an observation or of the prompt weighs beside one of a response.
+    """
     leaves = len(tree.leaf_ids())
-    return segment_weights(tree, np.zeros((leaves, len(tree.nodes))), np.ones(leaves))
+    weights = segment_weights(tree, np.zeros((leaves, len(tree.nodes))), np.ones(leaves))
+    return weights._replace(context_n_G=context * weights.n_G)
+
+
+def context_targets(tree: Tree) -> np.ndarray:
+    """Context tokens of each node that can be predicted, [G]: they follow a token, and a response
+    follows them."""
+    inner = {node.parent for node in tree.nodes}
+    return np.array(
+        [
+            max(len(node.context_ids) - (node.parent < 0), 0) if node.id in inner else 0
+            for node in tree.nodes
+        ]
+    )
 
 
 def normaliser(items: Iterable[tuple[Tree, SegmentWeights]]) -> float:
-    """Z = sum of n over all response tokens, of all trees of an optimiser step.
+    """Z = sum of n over all target tokens, of all trees of an optimiser step.
 
     With leaf weights 1 that is the number of response tokens of all leaves; with weights
     1 / (response tokens of the leaf) the very same sum is the number of leaves.
     """
-    return float(
-        sum(
-            (weights.n_G * [len(node.response_ids) for node in tree.nodes]).sum()
-            for tree, weights in items
-        )
-    )
+    total = 0.0
+    for tree, weights in items:
+        total += float(weights.n_G @ [len(node.response_ids) for node in tree.nodes])
+        total += float(weights.context_n_G @ context_targets(tree))
+    return total
 
 
 def record_advantages(tree: Tree, weights: SegmentWeights) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from spark_jax.learn.credit import SegmentWeights
+from spark_jax.learn.credit import SegmentWeights, context_targets
 from spark_jax.types import Node, Task, Tree, UserError
 
 
@@ -54,7 +54,7 @@ class _Piece:
     tree: Tree
     weights: SegmentWeights
     order: list[int]  # nodes, depth-first
-    owned: set[int]  # nodes whose response tokens are targets in this piece
+    owned: set[int]  # nodes whose tokens are targets in this piece
     tokens: int
     targets: int
 
@@ -64,6 +64,16 @@ def _segment_tokens(tree: Tree, children: list[list[int]]) -> list[int]:
     return [
         len(node.response_ids) + (len(node.context_ids) if children[node.id] else 0)
         for node in tree.nodes
+    ]
+
+
+def _targets(tree: Tree, weights: SegmentWeights) -> list[int]:
+    """Tokens of each node that carry loss."""
+    response = [len(node.response_ids) for node in tree.nodes]
+    context = context_targets(tree)
+    return [
+        response[i] * (weights.n_G[i] > 0) + int(context[i]) * (weights.context_n_G[i] > 0)
+        for i in range(len(tree.nodes))
     ]
 
 
@@ -82,7 +92,7 @@ def _pieces(tree: Tree, weights: SegmentWeights, row_tokens: int, row_targets: i
     the next leaf no longer fits."""
     children = tree.children()
     size = _segment_tokens(tree, children)
-    wanted = [len(n.response_ids) if weights.n_G[n.id] > 0 else 0 for n in tree.nodes]
+    wanted = _targets(tree, weights)
     pieces: list[_Piece] = []
     owned_before: set[int] = set()
     held: set[int] = set()
@@ -103,7 +113,7 @@ def _pieces(tree: Tree, weights: SegmentWeights, row_tokens: int, row_targets: i
                 what, limit, key = (
                     (f"{more_tokens} tokens", row_tokens, "train.row_tokens")
                     if more_tokens > row_tokens
-                    else (f"{more_targets} response tokens", row_targets, "train.row_targets")
+                    else (f"{more_targets} target tokens", row_targets, "train.row_targets")
                 )
                 raise UserError(
                     f"one path of a {tree.task.type!r} tree has {what} and a training row holds "
@@ -150,7 +160,6 @@ def _write(piece: _Piece, batch: PackedBatch, row: int, start: int, first: int) 
     spans: dict[int, tuple[int, int]] = {}
     for i in piece.order:
         node = tree.nodes[i]
-        response = len(node.response_ids)
         ids = node.response_ids + (node.context_ids if children[i] else [])
         pred = last_of.get(node.parent, -1)
         depth = depth_of.get(node.parent, 0)
@@ -158,20 +167,8 @@ def _write(piece: _Piece, batch: PackedBatch, row: int, start: int, first: int) 
         batch.tokens_RT[row, at:stop] = ids
         batch.position_RT[row, at:stop] = np.arange(depth, depth + len(ids))
         spans[i] = (at, stop)
-        if i in piece.owned and response and piece.weights.n_G[i] > 0:
-            if pred < 0:
-                raise ValueError("a response needs at least one token before it on its path")
-            if node.logprobs and len(node.logprobs) != response:
-                raise ValueError(f"node {i}: {response} tokens, {len(node.logprobs)} log-probs")
-            targets = slice(m, m + response)
-            batch.target_RM[row, targets] = np.arange(at, at + response)
-            batch.pred_RM[row, targets] = [pred, *range(at, at + response - 1)]
-            if node.logprobs:
-                batch.old_logp_RM[row, targets] = node.logprobs
-            batch.a_plus_RM[row, targets] = piece.weights.a_plus_G[i]
-            batch.a_minus_RM[row, targets] = piece.weights.a_minus_G[i]
-            batch.n_RM[row, targets] = piece.weights.n_G[i]
-            m += response
+        if i in piece.owned:
+            m = _write_targets(piece, node, at, stop, pred, batch, row, m)
         last_of[i] = stop - 1 if ids else pred
         depth_of[i] = depth + len(ids)
         at = stop
@@ -180,6 +177,35 @@ def _write(piece: _Piece, batch: PackedBatch, row: int, start: int, first: int) 
         below = [subtree_end[c] for c in children[i] if c in inside]
         subtree_end[i] = max([spans[i][1], *below])
         batch.end_RT[row, spans[i][0] : spans[i][1]] = subtree_end[i]
+
+
+def _write_targets(piece, node, at: int, stop: int, pred: int, batch, row: int, m: int) -> int:
+    """Targets of the node that lies at tokens `at` to `stop`, from target `m` on; `pred` is the
+    token before it. Returns where the next target goes."""
+    i, weights = node.id, piece.weights
+    middle = at + len(node.response_ids)
+    if node.logprobs and len(node.logprobs) != middle - at:
+        raise ValueError(f"node {i}: {middle - at} tokens, {len(node.logprobs)} log-probs")
+    if weights.n_G[i] > 0:
+        response = slice(m, m + middle - at)
+        if node.logprobs:
+            batch.old_logp_RM[row, response] = node.logprobs
+        batch.a_plus_RM[row, response] = weights.a_plus_G[i]
+        batch.a_minus_RM[row, response] = weights.a_minus_G[i]
+    context = middle + (node.parent < 0)  # nothing comes before a prompt's first token
+    for first, last, n in (at, middle, weights.n_G[i]), (context, stop, weights.context_n_G[i]):
+        if n <= 0 or last <= first:
+            continue
+        if first == at and pred < 0:
+            raise ValueError("a response needs at least one token before it on its path")
+        targets = slice(m, m + last - first)
+        batch.target_RM[row, targets] = np.arange(first, last)
+        batch.pred_RM[row, targets] = np.arange(first, last) - 1
+        if first == at:
+            batch.pred_RM[row, m] = pred
+        batch.n_RM[row, targets] = n
+        m = targets.stop
+    return m
 
 
 def default_row_targets(row_tokens: int) -> int:

@@ -1,6 +1,8 @@
-"""Counts compilations of the process, so that the metrics can show that they end."""
+"""Compiled programs: counted, so that the metrics can show that they end, and kept on disk."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import jax
 
@@ -12,6 +14,21 @@ _listening = False
 def _on_event(name: str, _seconds: float, **_kwargs) -> None:
     global _count
     _count += name == _EVENT
+
+
+KEPT_BYTES = 2**30  # of compiled programs on disk; the least recently used make room
+
+
+def keep_on_disk() -> None:
+    """Compiled programs outlive the process: a resumed run, or one of the same shapes, loads them.
+
+    In the folder of JAX_COMPILATION_CACHE_DIR (empty: nowhere), else in ~/.cache/spark_jax/programs.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        folder = Path.home() / ".cache" / "spark_jax" / "programs"
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", KEPT_BYTES)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def compilations() -> int:

@@ -23,7 +23,7 @@ from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.run import borrow, warmup
 from spark_jax.run.checkpoint import Checkpoints
-from spark_jax.run.compilations import compilations
+from spark_jax.run.compilations import compilations, keep_on_disk
 from spark_jax.run.config import start_or_resume
 from spark_jax.run.evalfile import (
     EpisodeResult,
@@ -85,6 +85,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     """Runs or resumes the run in `workdir`; returns its evaluations (entries of eval.json)."""
     workdir, began = Path(workdir), time.perf_counter()
     compilations()
+    keep_on_disk()
     resumed = start_or_resume(workdir, config)
     world = make_world(config)
     workers = config.env.workers or default_workers()
@@ -208,7 +209,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
 
             params, opt_state, values = warmup.sft_epoch(
                 steps, params, opt_state, trees, this.policy, config.seed, state.epoch,
-                config.sft.batch_paths, shape, rate,
+                config.sft.batch_paths, config.sft.context_weight, shape, rate,
             )  # fmt: skip
             values["time/update_s"] = time.perf_counter() - start
             state.epoch += 1
@@ -266,7 +267,7 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
             began = time.perf_counter()
             params, opt_state, values = warmup.sft_epoch(
                 steps, params, opt_state, trees, this.policy, config.seed, 10_000 + state.epoch,
-                config.sft.batch_paths, shape, rate,
+                config.sft.batch_paths, config.sft.context_weight, shape, rate,
             )  # fmt: skip
             state.epoch += 1
             state.step += 1
@@ -278,7 +279,9 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
 def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree]]:
     """Shape of the learner's batches, and the dialogues that fit."""
     train = this.config.train
-    shape = (train.row_tokens, train.row_targets, rows_of_micro_batch(this.config, this.policy))
+    # Where every token is a target, a row has room for as many.
+    targets = train.row_tokens if this.config.sft.context_weight else train.row_targets
+    shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
     trees = [warmup.dialogue_tree(e, this.policy, train.row_tokens) for e in examples]
     return shape, [tree for tree in trees if tree is not None]
 

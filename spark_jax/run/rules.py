@@ -42,6 +42,7 @@ for _key in (
     _RULES[_key] = (lambda value: value >= 1, "1 or more")
 for _key in (
     "seed env.workers sft.panel sft.trajectories sft.epochs sft.patience sft.weight_decay "
+    "sft.context_weight "
     "rl.iterations rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay "
     "algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
     "eval.temperature eval.episodes eval.every mesh.data"

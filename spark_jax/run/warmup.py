@@ -108,12 +108,14 @@ def sft_epoch(
     seed: int,
     epoch: int,
     batch_paths: int,
+    context_weight: float,
     shape: tuple[int, int, int],
     rate: Callable[[float], float],
 ) -> tuple[Any, Any, dict[str, float]]:
     """One pass over the dialogues in an order drawn from (seed, epoch).
 
     Args:
+      context_weight: of a token of an observation or of the prompt, beside 1 of a response.
       shape: (row_tokens, row_targets, rows of a micro-batch).
       rate: learning rate after a share of this epoch.
     """
@@ -123,7 +125,7 @@ def sft_epoch(
     groups = [order[i : i + batch_paths] for i in range(0, len(order), batch_paths)]
     total, packed = [], 0
     for i, group in enumerate(groups):
-        items = [(tree, sft_weights(tree)) for tree in group]
+        items = [(tree, sft_weights(tree, context_weight)) for tree in group]
         batch, stats = pack_trees(items, row_tokens, row_targets, rows)
         batches = [put_batch(b, policy.mesh) for b in micro_batches(batch, rows)]
         z = normaliser(items)
