@@ -15,7 +15,8 @@ from spark_jax.learn.advantage import leaf_group, uniform_weights
 from spark_jax.learn.credit import normaliser, segment_weights
 from spark_jax.learn.loss import policy_loss
 from spark_jax.learn.pack import micro_batches, pack_trees
-from spark_jax.learn.step import adamw, make_steps, optimiser_step, put_batch, state_shardings
+from spark_jax.learn.optimisers import adamw, muon
+from spark_jax.learn.step import make_steps, optimiser_step, put_batch, state_shardings
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.sharding import make_mesh, param_shardings
 from spark_jax.models.transformer import init_params
@@ -34,8 +35,8 @@ z = normaliser(items)
 loss = functools.partial(policy_loss, entropy_coef=0.01)
 
 
-def run(mesh):
-    steps = make_steps(config, loss, adamw(), mesh=mesh, block=32, entropy_gradient=True)
+def run(mesh, optimiser=adamw):
+    steps = make_steps(config, loss, optimiser(), mesh=mesh, block=32, entropy_gradient=True)
     params = jax.tree.map(lambda x: x * 4, init_params(config, jax.random.key(0)))
     if mesh is not None:
         params = jax.device_put(params, param_shardings(params, mesh))
@@ -47,13 +48,15 @@ def run(mesh):
     state = steps.init(params)
     if mesh is not None:
         wanted = param_shardings(params, mesh)
-        for tree in (sums.grads, state[1].mu, state[1].nu):
+        moments = (state[1].mu, state[1].nu) if optimiser is adamw else ()
+        for tree in (sums.grads, *moments):
             jax.tree.map(lambda x, s: np.testing.assert_(
                 x.sharding.is_equivalent_to(s, x.ndim), (x.sharding, s)), tree, wanted)
         jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)),
-                     state, state_shardings(adamw(), params, mesh))
+                     state, state_shardings(optimiser(), params, mesh))
         if mesh.shape["fsdp"] > 1:
-            kernel = state[1].mu["layers_0"]["down"]["kernel"]
+            (kernel,) = [x for path, x in jax.tree_util.tree_leaves_with_path(state)
+                         if "mu" in str(path) and "layers_0" in str(path) and "down" in str(path)]
             assert kernel.addressable_shards[0].data.size < kernel.size
     out = jax.tree.map(np.array, (batches[0].ref_logp_RM, sums))
     params, state, metrics = optimiser_step(steps, params, state, batches, z, 1e-3)
@@ -77,6 +80,12 @@ for sizes in ((2, 2, 2), (2, 1, 4)):  # 2 key heads: the last one cannot split t
         # Adam's first step is the sign of the gradient: where that is all but 0 it may flip.
         assert np.mean(np.abs(a - b) > 1e-4) < 0.01
     print("same on", sizes)
+(*_, (params, metrics)) = run(None, muon)
+(*_, (params_8, _)) = run(make_mesh(2, 2, 2), muon)
+for a, b in zip(jax.tree.leaves(params_8["layers_0"]), jax.tree.leaves(params["layers_0"]),
+                strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+print("same with muon")
 """
 
 

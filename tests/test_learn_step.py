@@ -14,8 +14,9 @@ from trees import random_tree
 from spark_jax.learn import advantage
 from spark_jax.learn.credit import normaliser, segment_weights, sft_weights
 from spark_jax.learn.loss import policy_loss, sft_loss
+from spark_jax.learn.optimisers import adamw
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
-from spark_jax.learn.step import adamw, make_steps, optimiser_step, put_batch
+from spark_jax.learn.step import make_steps, optimiser_step, put_batch
 from spark_jax.models import transformer
 from spark_jax.models.config import ModelConfig
 

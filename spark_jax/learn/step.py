@@ -1,6 +1,6 @@
 """The jitted pieces of an optimiser step: score, accumulate gradients, apply.
 
-    steps = make_steps(config, loss, optimizer, ...)
+    steps = make_steps(config, loss, optimizer, ...)  # learn/optimisers.py
     opt_state = steps.init(params)
     sums = steps.zero(params)
     for batch in micro_batches:                      # one shape, one compilation
@@ -48,25 +48,6 @@ class Steps(NamedTuple):
     score: Callable[[Params, PackedBatch], tuple[jax.Array, jax.Array]]  # (logp_RM, entropy_RM)
     gradient: Callable[[Params, Sums, PackedBatch, float], Sums]  # donates the sums
     apply: Callable[[Params, Any, Sums, float], tuple[Params, Any, dict]]  # keeps only the sums
-
-
-def adamw(
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.01,
-    max_norm: float = 1.0,
-) -> optax.GradientTransformation:
-    """AdamW (arXiv 1711.05101) behind a clip by global norm, without the learning rate, which
-    `Steps.apply` multiplies in. Only matrices decay, not norm scales and biases. Moments are
-    float32 or wider whatever the parameters are."""
-    return optax.chain(
-        optax.clip_by_global_norm(max_norm),
-        optax.scale_by_adam(b1, b2, eps),
-        optax.add_decayed_weights(
-            weight_decay, mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
-        ),
-    )
 
 
 def _chunk_size(targets: int, rows: int, vocab_size: int) -> int:
@@ -150,21 +131,21 @@ def token_logps(
     return rows_first(logp), rows_first(entropy)
 
 
-def _like_params(tree: Any, params: Params, shardings: Params, rest: NamedSharding) -> Any:
-    """Shardings for an optimiser state: its subtrees that look like the params get theirs."""
-    structure = jax.tree.structure(params)
-
-    def is_params(x):
-        return jax.tree.structure(x) == structure
-
-    return jax.tree.map(lambda x: shardings if is_params(x) else rest, tree, is_leaf=is_params)
-
-
 def state_shardings(optimizer: optax.GradientTransformation, params: Params, mesh: Mesh) -> Any:
-    """Tree of NamedSharding for the optimiser state of `params` (arrays or shapes)."""
+    """Tree of NamedSharding for the optimiser state of `params` (arrays or shapes): what is kept
+    for a parameter lies as that parameter does, the rest is on every device."""
     shapes = jax.eval_shape(optimizer.init, _wide(params))
     whole = NamedSharding(mesh, PartitionSpec())
-    return _like_params(shapes, params, param_shardings(params, mesh), whole)
+    wanted = dict(jax.tree_util.tree_leaves_with_path(param_shardings(params, mesh)))
+    shape_of = {path: x.shape for path, x in jax.tree_util.tree_leaves_with_path(params)}
+
+    def one(path, x):
+        # An optimiser may keep moments of some parameters only: their paths end as those do.
+        ends = (path[i:] for i in range(len(path)))
+        name = next((end for end in ends if shape_of.get(end) == x.shape), None)
+        return wanted.get(name, whole)
+
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def _wide(params: Params) -> Params:

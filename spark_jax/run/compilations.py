@@ -22,7 +22,7 @@ KEPT_BYTES = 2**30  # of compiled programs on disk; the least recently used make
 def keep_on_disk() -> None:
     """Compiled programs outlive the process: a resumed run, or one of the same shapes, loads them.
 
-    In the folder of JAX_COMPILATION_CACHE_DIR (empty: nowhere), else in ~/.cache/spark_jax/programs.
+    In the folder of JAX_COMPILATION_CACHE_DIR, else in ~/.cache/spark_jax/programs.
     """
     if jax.config.jax_compilation_cache_dir is None:
         folder = Path.home() / ".cache" / "spark_jax" / "programs"

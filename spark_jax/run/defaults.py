@@ -56,7 +56,8 @@ def base_config() -> ConfigDict:
     config.sft.panel = 32  # episodes of the L0 panel that the warm-up is watched by; 0: none
     config.sft.panel_every = 2  # epochs between panels
     config.sft.patience = 0  # panels without a better one before stopping; 0: never stop early
-    config.sft.weight_decay = 0.1  # AdamW
+    config.sft.optimizer = "adamw"  # adamw, or muon: from scratch it needs a third of the epochs
+    config.sft.weight_decay = 0.1  # of matrices
     config.sft.context_weight = 0.0  # loss of a token the environment wrote, beside 1 of a response
     config.sft.from_run = ""  # work folder of a run whose warm-up this one starts from; "": its own
     config.sft.extra_seconds = 0.0  # algo.name=sft: the warm-up goes on for so long instead of RL

@@ -13,7 +13,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ml_collections import ConfigDict
 
 from spark_jax.learn.loss import policy_loss, sft_loss
-from spark_jax.learn.step import Steps, adamw, make_steps
+from spark_jax.learn.optimisers import OPTIMISERS, adamw
+from spark_jax.learn.step import Steps, make_steps
 from spark_jax.models.chat import Codec
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.presets import FROM_SCRATCH, load_model
@@ -110,7 +111,8 @@ def limits(config: ConfigDict) -> Limits:
 
 def sft_steps(config: ConfigDict, policy: Policy) -> Steps:
     """Optimiser steps of the warm-up."""
-    optimizer = adamw(weight_decay=config.sft.weight_decay, max_norm=config.rl.grad_clip)
+    make = OPTIMISERS[config.sft.optimizer]
+    optimizer = make(weight_decay=config.sft.weight_decay, max_norm=config.rl.grad_clip)
     return make_steps(
         policy.config, sft_loss, optimizer, mesh=policy.mesh, remat=config.train.remat
     )

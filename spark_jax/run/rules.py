@@ -19,6 +19,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.preset": ("tiny", "nano", "smollm2", "qwen1.5b", "qwen7b"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
+    "sft.optimizer": ("adamw", "muon"),
     "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
     "algo.name": ("spark", "grpo", "sft"),
