@@ -119,8 +119,8 @@ def test_path_weights_of_a_root_sum_to_one(seed):
 def test_segment_weights_add_up_the_leaves_below():
     tree, w = forked_tree(), np.array([1.0, 2.0, 3.0, 4.0])
     matrix = np.array([[0.5] * 7, [-1.0] * 7, [2.0] * 7, [-0.25] * 7])
-    a_plus, a_minus, n, context_n = segment_weights(tree, matrix, w)
-    assert not context_n.any()
+    a_plus, a_minus, n, nll, context_nll = segment_weights(tree, matrix, w)
+    assert not nll.any() and not context_nll.any()
     np.testing.assert_allclose(n[1:], [9, 1, 2, 7, 3, 4])
     np.testing.assert_allclose(a_plus[1:], [6, 0.5, 0, 6, 6, 0])
     np.testing.assert_allclose(a_minus[1:], [-3, 0, -2, -1, 0, -1])
@@ -130,10 +130,20 @@ def test_invalid_penalty_touches_that_step_only():
     tree = forked_tree()
     tree.nodes[4].valid = False
     zero = np.zeros((4, 7))
-    a_plus, a_minus, n, _ = segment_weights(tree, zero, np.ones(4), invalid_penalty=0.1)
+    a_plus, a_minus, n, *_ = segment_weights(tree, zero, np.ones(4), invalid_penalty=0.1)
     np.testing.assert_allclose(a_minus, [0, 0, 0, 0, -0.2, 0, 0])  # two leaves below node 4
     assert not a_plus.any()
     assert n[4] == 2
+
+
+def test_imitation_counts_successful_leaves_and_context_all():
+    tree, zero = forked_tree(), np.zeros((4, 7))
+    tree.nodes[2].outcome = tree.nodes[5].outcome = "success"
+    tree.nodes[3].outcome, tree.nodes[6].outcome = "failure", "step_limit"
+    credit = segment_weights(tree, zero, np.array([1.0, 1.0, 2.0, 1.0]), imitate=0.1, context=0.5)
+    np.testing.assert_allclose(credit.nll_G, [0.3, 0.2, 0.1, 0, 0.2, 0.2, 0])
+    np.testing.assert_allclose(credit.context_nll_G, 0.5 * credit.n_G)
+    assert not credit.a_plus_G.any()
 
 
 def test_normaliser_counts_token_copies_or_leaves():

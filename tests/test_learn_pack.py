@@ -5,7 +5,13 @@ from hypothesis import strategies as st
 from trees import random_tree
 
 from spark_jax.learn.advantage import LEAF_WEIGHTS, leaf_group
-from spark_jax.learn.credit import context_targets, normaliser, segment_weights, sft_weights
+from spark_jax.learn.credit import (
+    context_targets,
+    likelihood_normaliser,
+    normaliser,
+    segment_weights,
+    sft_weights,
+)
 from spark_jax.learn.pack import chain_tree, linear_tokens, micro_batches, pack_trees
 from spark_jax.types import Node, UserError
 
@@ -113,7 +119,7 @@ def test_split_tree_repeats_the_prefix_as_context_only():
     assert one.pieces == 1 and many.pieces > 1
     assert one.packed_tokens < many.packed_tokens < many.linear_tokens
     assert one.targets == many.targets
-    for field in ("a_plus_RM", "a_minus_RM", "n_RM"):
+    for field in ("a_plus_RM", "a_minus_RM", "n_RM", "nll_RM"):
         totals = [getattr(b, field).astype(np.float64).sum() for b in (whole, split)]
         assert totals[0] == pytest.approx(totals[1], rel=1e-6)
 
@@ -152,8 +158,10 @@ def test_context_may_be_predicted_too():
     # Nothing predicts the first token; the last context (a second 9) is not laid out at all.
     assert list(batch.target_RM[0]) == [1, 2, 3, 4, 5, 6, 7, 8, 0]
     assert list(batch.pred_RM[0]) == [0, 1, 2, 3, 4, 5, 6, 7, 0]
-    assert list(batch.n_RM[0]) == [0.5, 0.5, 1, 1, 0.5, 0.5, 0.5, 1, 0]
-    assert stats.targets == 8 and normaliser([(tree, weights)]) == batch.n_RM.sum()
+    assert list(batch.n_RM[0]) == [0, 0, 1, 1, 0, 0, 0, 1, 0]
+    assert list(batch.nll_RM[0]) == [0.5, 0.5, 1, 1, 0.5, 0.5, 0.5, 1, 0]
+    assert stats.targets == 8 and likelihood_normaliser([(tree, weights)]) == 3 + 0.5 * 5
+    assert normaliser([(tree, weights)]) == 3
 
 
 def test_context_of_a_forked_tree_is_a_target_once():
@@ -162,10 +170,11 @@ def test_context_of_a_forked_tree_is_a_target_once():
     batch, stats = pack_trees([(tree, weights)], 128, row_targets=128, dtype=np.float64)
     assert stats.pieces > 1
     assert batch.n_RM.sum() == pytest.approx(normaliser([(tree, weights)]))
+    assert batch.nll_RM.sum() == pytest.approx(likelihood_normaliser([(tree, weights)]))
     responses = sum(len(node.response_ids) for node in tree.nodes)
     assert stats.targets - responses == context_targets(tree).sum() > 0
     # Predecessors: the position of a target is one more than that of what predicts it.
-    seen = batch.n_RM > 0
+    seen = batch.seen_RM
     position = batch.position_RT
     after = np.take_along_axis(position, batch.target_RM, 1)[seen]
     before = np.take_along_axis(position, batch.pred_RM, 1)[seen]

@@ -14,15 +14,18 @@ class SegmentWeights(NamedTuple):
     """What the response tokens of each node (segment) of a tree weigh in the loss, float64 [G].
 
     Sums run over the leaves l below the node, with leaf weights w_l and advantages A_l:
-    `a_plus_G` = sum w max(A, 0), `a_minus_G` = sum w min(A, 0), `n_G` = sum w. `context_n_G` is
-    what the tokens that follow the response (an observation; at the root the prompt) weigh as
-    text to be predicted, usually 0: they have no advantage.
+    `a_plus_G` = sum w max(A, 0), `a_minus_G` = sum w min(A, 0), `n_G` = sum w.
+
+    `nll_G` is what the negative log-likelihood of the response tokens weighs in itself (all of the
+    warm-up's loss, and imitation of success in RL); `context_nll_G` the same for the tokens that
+    follow the response, an observation, or at the root the prompt.
     """
 
     a_plus_G: np.ndarray
     a_minus_G: np.ndarray
     n_G: np.ndarray
-    context_n_G: np.ndarray
+    nll_G: np.ndarray
+    context_nll_G: np.ndarray
 
 
 def response_tokens(tree: Tree) -> np.ndarray:
@@ -39,6 +42,8 @@ def segment_weights(
     leaf_weight_L: np.ndarray,
     invalid_penalty: float = 0.0,
     per_leaf: bool = False,
+    imitate: float = 0.0,
+    context: float = 0.0,
 ) -> SegmentWeights:
     """Adds up the leaves below every node.
 
@@ -50,32 +55,37 @@ def segment_weights(
         not understand: from that step's response tokens only, after normalisation.
       per_leaf: False: every response token of every leaf weighs w (mean over tokens). True: every
         leaf weighs w in all, w / (its response tokens) a token (the mean of the original GRPO).
+      imitate: weight of the likelihood of successful leaves (arXiv 2504.05118, section 4.3).
+      context: weight of the likelihood of what the environment wrote.
 
-    In both cases `normaliser` gives the Z that the loss is divided by.
+    In all cases `normaliser` gives the Z that the loss is divided by.
     """
     leaves = tree.leaf_ids()
     weight_L = np.asarray(leaf_weight_L, np.float64)
     if per_leaf:
         weight_L = weight_L / np.maximum(response_tokens(tree), 1.0)
     penalty_G = np.array([0.0 if node.valid else invalid_penalty for node in tree.nodes])
-    a_plus_G, a_minus_G, n_G = (np.zeros(len(tree.nodes)) for _ in range(3))
+    a_plus_G, a_minus_G, n_G, nll_G = (np.zeros(len(tree.nodes)) for _ in range(4))
     for row, leaf in enumerate(leaves):
         path = tree.path(leaf)
         advantage = advantage_LG[row, path] - penalty_G[path]
         a_plus_G[path] += weight_L[row] * np.maximum(advantage, 0.0)
         a_minus_G[path] += weight_L[row] * np.minimum(advantage, 0.0)
         n_G[path] += weight_L[row]
-    return SegmentWeights(a_plus_G, a_minus_G, n_G, np.zeros(len(tree.nodes)))
+        if tree.nodes[leaf].outcome == "success":
+            nll_G[path] += imitate * weight_L[row]
+    return SegmentWeights(a_plus_G, a_minus_G, n_G, nll_G, context * n_G)
 
 
 def sft_weights(tree: Tree, context: float = 0.0) -> SegmentWeights:
-    """n = leaves below (1 on a chain), no advantage: for `learn.loss.sft_loss`.
+    """nll = leaves below (1 on a chain), no advantage: for `learn.loss.sft_loss`.
 
     `context`: what a token of an observation or of the prompt weighs beside one of a response.
     """
     leaves = len(tree.leaf_ids())
-    weights = segment_weights(tree, np.zeros((leaves, len(tree.nodes))), np.ones(leaves))
-    return weights._replace(context_n_G=context * weights.n_G)
+    zero = np.zeros((leaves, len(tree.nodes)))
+    weights = segment_weights(tree, zero, np.ones(leaves), context=context)
+    return weights._replace(nll_G=weights.n_G)
 
 
 def context_targets(tree: Tree) -> np.ndarray:
@@ -91,15 +101,25 @@ def context_targets(tree: Tree) -> np.ndarray:
 
 
 def normaliser(items: Iterable[tuple[Tree, SegmentWeights]]) -> float:
-    """Z = sum of n over all target tokens, of all trees of an optimiser step.
+    """Z = sum of n over all response tokens, of all trees of an optimiser step.
 
     With leaf weights 1 that is the number of response tokens of all leaves; with weights
     1 / (response tokens of the leaf) the very same sum is the number of leaves.
     """
+    return float(
+        sum(
+            (weights.n_G * [len(node.response_ids) for node in tree.nodes]).sum()
+            for tree, weights in items
+        )
+    )
+
+
+def likelihood_normaliser(items: Iterable[tuple[Tree, SegmentWeights]]) -> float:
+    """Z of the warm-up: the sum of the likelihood's weights over all target tokens."""
     total = 0.0
     for tree, weights in items:
-        total += float(weights.n_G @ [len(node.response_ids) for node in tree.nodes])
-        total += float(weights.context_n_G @ context_targets(tree))
+        total += float(weights.nll_G @ [len(node.response_ids) for node in tree.nodes])
+        total += float(weights.context_nll_G @ context_targets(tree))
     return total
 
 

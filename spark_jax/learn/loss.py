@@ -59,7 +59,7 @@ def policy_loss(
     entropy_coef: float = 0.0,
     dual_clip: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-sum[min(r, 1+high) a+ + max(r, 1-low) a- - kl_coef k3 n + entropy_coef H n].
+    """-sum[min(r, 1+high) a+ + max(r, 1-low) a- - kl_coef k3 n + entropy_coef H n + nll log p].
 
     Bind the settings with `functools.partial`. Metrics: `policy_loss`, `kl`, `clip_fraction` (part
     of the token copies whose gradient the clip removes), `entropy`, `ratio`, and `logp_gap`, the
@@ -68,7 +68,7 @@ def policy_loss(
     """
     n = batch.n_RM
     chex.assert_equal_shape([logp_RM, entropy_RM, batch.old_logp_RM, n])
-    seen = n > 0
+    seen = batch.seen_RM
     # Padding must not reach exp: 0 * inf is not 0.
     difference = jnp.where(seen, logp_RM - batch.old_logp_RM, 0.0)
     ratio = jnp.exp(jnp.clip(difference, -MAX_LOG_RATIO, MAX_LOG_RATIO))
@@ -78,7 +78,8 @@ def policy_loss(
     policy = -surrogate.sum()
     kl = (jnp.where(seen, k3(logp_RM, batch.ref_logp_RM), 0.0) * n).sum()
     entropy = (entropy_RM * n).sum()
-    loss = policy
+    nll = -(jnp.where(seen, logp_RM, 0.0) * batch.nll_RM).sum()  # 0 without imitation
+    loss = policy + nll
     if kl_coef:
         loss += kl_coef * kl
     if entropy_coef:
@@ -89,6 +90,7 @@ def policy_loss(
         cut_down |= (ratio > dual_clip) & (batch.a_minus_RM < 0)
     metrics = {
         "policy_loss": policy,
+        "nll": nll,
         "kl": kl,
         "clip_fraction": ((cut_up | cut_down) * n).sum(),
         "entropy": entropy,
@@ -101,7 +103,7 @@ def policy_loss(
 def sft_loss(
     logp_RM: jax.Array, entropy_RM: jax.Array, batch: PackedBatch
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Negative log-likelihood, sum of -n log p."""
-    chex.assert_equal_shape([logp_RM, entropy_RM, batch.n_RM])
-    loss = -(logp_RM * batch.n_RM).sum()
-    return loss, {"nll": loss, "entropy": (entropy_RM * batch.n_RM).sum()}
+    """Negative log-likelihood, sum of -nll log p."""
+    chex.assert_equal_shape([logp_RM, entropy_RM, batch.nll_RM])
+    loss = -(logp_RM * batch.nll_RM).sum()
+    return loss, {"nll": loss, "entropy": (entropy_RM * batch.nll_RM).sum()}

@@ -22,8 +22,8 @@ class PackedBatch(NamedTuple):
 
     tokens, position (depth on the path), end (one past the subtree of the token's node; padding
     j + 1): int32 [R, T]. Per target: `target` is where the sampled token sits, `pred` where its
-    predecessor on the path sits, int32; `old_logp`, `ref_logp`, and the three weights of
-    `SegmentWeights`, float. Padding has n = 0.
+    predecessor on the path sits, int32; `old_logp`, `ref_logp`, and the four weights of
+    `SegmentWeights`, float. Padding has no weight; context tokens have only nll.
     """
 
     tokens_RT: np.ndarray
@@ -36,6 +36,12 @@ class PackedBatch(NamedTuple):
     a_plus_RM: np.ndarray
     a_minus_RM: np.ndarray
     n_RM: np.ndarray
+    nll_RM: np.ndarray
+
+    @property
+    def seen_RM(self) -> np.ndarray:
+        """Bool: a target, not padding."""
+        return (self.n_RM > 0) | (self.nll_RM > 0)
 
 
 class PackStats(NamedTuple):
@@ -72,7 +78,7 @@ def _targets(tree: Tree, weights: SegmentWeights) -> list[int]:
     response = [len(node.response_ids) for node in tree.nodes]
     context = context_targets(tree)
     return [
-        response[i] * (weights.n_G[i] > 0) + int(context[i]) * (weights.context_n_G[i] > 0)
+        response[i] * (weights.n_G[i] > 0) + int(context[i]) * (weights.context_nll_G[i] > 0)
         for i in range(len(tree.nodes))
     ]
 
@@ -186,15 +192,22 @@ def _write_targets(piece, node, at: int, stop: int, pred: int, batch, row: int, 
     middle = at + len(node.response_ids)
     if node.logprobs and len(node.logprobs) != middle - at:
         raise ValueError(f"node {i}: {middle - at} tokens, {len(node.logprobs)} log-probs")
+    response = {
+        "a_plus_RM": weights.a_plus_G[i],
+        "a_minus_RM": weights.a_minus_G[i],
+        "n_RM": weights.n_G[i],
+        "nll_RM": weights.nll_G[i],
+    }
+    if node.logprobs:
+        response["old_logp_RM"] = node.logprobs
+    spans = []
     if weights.n_G[i] > 0:
-        response = slice(m, m + middle - at)
-        if node.logprobs:
-            batch.old_logp_RM[row, response] = node.logprobs
-        batch.a_plus_RM[row, response] = weights.a_plus_G[i]
-        batch.a_minus_RM[row, response] = weights.a_minus_G[i]
-    context = middle + (node.parent < 0)  # nothing comes before a prompt's first token
-    for first, last, n in (at, middle, weights.n_G[i]), (context, stop, weights.context_n_G[i]):
-        if n <= 0 or last <= first:
+        spans.append((at, middle, response))
+    if weights.context_nll_G[i] > 0:
+        after = middle + (node.parent < 0)  # nothing comes before a prompt's first token
+        spans.append((after, stop, {"nll_RM": weights.context_nll_G[i]}))
+    for first, last, values in spans:
+        if last <= first:
             continue
         if first == at and pred < 0:
             raise ValueError("a response needs at least one token before it on its path")
@@ -203,7 +216,8 @@ def _write_targets(piece, node, at: int, stop: int, pred: int, batch, row: int, 
         batch.pred_RM[row, targets] = np.arange(first, last) - 1
         if first == at:
             batch.pred_RM[row, m] = pred
-        batch.n_RM[row, targets] = n
+        for name, value in values.items():
+            getattr(batch, name)[row, targets] = value
         m = targets.stop
     return m
 
@@ -239,7 +253,7 @@ def pack_trees(
         pred_RM=np.zeros((count, row_targets), np.int32),
         **{
             name: np.zeros((count, row_targets), dtype)
-            for name in ("old_logp_RM", "ref_logp_RM", "a_plus_RM", "a_minus_RM", "n_RM")
+            for name in ("old_logp_RM", "ref_logp_RM", "a_plus_RM", "a_minus_RM", "n_RM", "nll_RM")
         },
     )
     for r, row in enumerate(rows):

@@ -69,7 +69,7 @@ def token_logps(
     entropy_gradient: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Log-probability of each target under softmax(logits / temperature), and the entropy of that
-    distribution in nats, both [R, M], float32 or wider; 0 where n = 0.
+    distribution in nats, both [R, M], float32 or wider; 0 for padding.
 
     `entropy_gradient` is needed only by losses that use the entropy: it costs time.
     """
@@ -112,17 +112,17 @@ def token_logps(
         return logp, entropy
 
     @jax.checkpoint
-    def one_chunk(hidden_RmD, label_Rm, n_Rm):
+    def one_chunk(hidden_RmD, label_Rm, seen_Rm):
         shapes = jax.eval_shape(measure, hidden_RmD, label_Rm)
         nothing = lambda *_: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)  # noqa: E731
         # Rows are filled from the front: whole chunks of padding are common, and skipped.
-        logp, entropy = jax.lax.cond(jnp.any(n_Rm > 0), measure, nothing, hidden_RmD, label_Rm)
-        return jnp.where(n_Rm > 0, logp, 0.0), jnp.where(n_Rm > 0, entropy, 0.0)
+        logp, entropy = jax.lax.cond(jnp.any(seen_Rm), measure, nothing, hidden_RmD, label_Rm)
+        return jnp.where(seen_Rm, logp, 0.0), jnp.where(seen_Rm, entropy, 0.0)
 
     _, (logp, entropy) = jax.lax.scan(
         lambda carry, xs: (carry, one_chunk(*xs)),
         None,
-        (chunks(hidden_RMD), chunks(label_RM), chunks(batch.n_RM)),
+        (chunks(hidden_RMD), chunks(label_RM), chunks(batch.seen_RM)),
     )
 
     def rows_first(x):
@@ -203,7 +203,7 @@ def make_steps(
     def empty_metrics(params, rows, targets, dtype):
         number = jax.ShapeDtypeStruct((rows, targets), dtype)
         index = jax.ShapeDtypeStruct((rows, targets), jnp.int32)
-        batch = PackedBatch(index, index, index, index, index, *([number] * 5))
+        batch = PackedBatch(index, index, index, index, index, *([number] * 6))
         return jax.eval_shape(loss, number, number, batch)[1]
 
     def zero(params):

@@ -44,6 +44,7 @@ def tiny_config(
         kv_heads=2,
         head_dim=32,
         feed_forward=384,
+        qk_norm=True,  # and with it a learning rate at which copying from the prompt comes early
         dtype=dtype,
         param_dtype=param_dtype,
     )

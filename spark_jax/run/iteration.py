@@ -20,7 +20,14 @@ from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import grow_trees
 from spark_jax.rollout.measure import rollout_metrics
-from spark_jax.run.policy import Policy, limits, rows_of_micro_batch, to_host, tree_rule
+from spark_jax.run.policy import (
+    Policy,
+    limits,
+    row_targets,
+    rows_of_micro_batch,
+    to_host,
+    tree_rule,
+)
 from spark_jax.types import Task, Tree
 
 
@@ -93,6 +100,8 @@ def learn(
             weights_L,
             config.algo.invalid_penalty,
             per_leaf=config.algo.token_mean == "leaf",
+            imitate=config.rl.imitate_coef,
+            context=config.rl.context_coef,
         )
         record_advantages(tree, credit)
         items.append((tree, credit))
@@ -101,7 +110,8 @@ def learn(
     groups, packed, linear = [], 0, 0
     for part in range(config.rl.minibatches):
         group = items[part :: config.rl.minibatches]
-        batch, stats = pack_trees(group, config.train.row_tokens, config.train.row_targets, rows)
+        targets = row_targets(config, config.rl.context_coef)
+        batch, stats = pack_trees(group, config.train.row_tokens, targets, rows)
         packed, linear = packed + stats.packed_tokens, linear + stats.linear_tokens
         batches = [
             _with_old_and_reference(config, steps, put_batch(b, policy.mesh), params, reference)

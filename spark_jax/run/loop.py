@@ -40,6 +40,7 @@ from spark_jax.run.policy import (
     load_policy,
     make_engine,
     rl_steps,
+    row_targets,
     rows_of_micro_batch,
     sft_steps,
 )
@@ -279,8 +280,7 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
 def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree]]:
     """Shape of the learner's batches, and the dialogues that fit."""
     train = this.config.train
-    # Where every token is a target, a row has room for as many.
-    targets = train.row_tokens if this.config.sft.context_weight else train.row_targets
+    targets = row_targets(this.config, this.config.sft.context_weight)
     shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
     trees = [warmup.dialogue_tree(e, this.policy, train.row_tokens) for e in examples]
     return shape, [tree for tree in trees if tree is not None]

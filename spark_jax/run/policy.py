@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from ml_collections import ConfigDict
 
 from spark_jax.learn.loss import policy_loss, sft_loss
-from spark_jax.learn.optimisers import OPTIMISERS, adamw
+from spark_jax.learn.optimisers import OPTIMISERS
 from spark_jax.learn.step import Steps, make_steps
 from spark_jax.models.chat import Codec
 from spark_jax.models.config import ModelConfig
@@ -132,12 +132,17 @@ def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
     return make_steps(
         policy.config,
         loss,
-        adamw(weight_decay=rl.weight_decay, max_norm=rl.grad_clip),
+        OPTIMISERS[rl.optimizer](weight_decay=rl.weight_decay, max_norm=rl.grad_clip),
         temperature=rl.temperature,
         mesh=policy.mesh,
         remat=config.train.remat,
         entropy_gradient=rl.entropy_coef > 0,
     )
+
+
+def row_targets(config: ConfigDict, context: float) -> int:
+    """Targets of a training row: where what the environment wrote has a weight, every token."""
+    return config.train.row_tokens if context else config.train.row_targets
 
 
 def rows_of_micro_batch(config: ConfigDict, policy: Policy) -> int:

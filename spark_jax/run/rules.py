@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "sft.optimizer": ("adamw", "muon"),
+    "rl.optimizer": ("adamw", "muon"),
     "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
     "algo.name": ("spark", "grpo", "sft"),
@@ -43,7 +44,7 @@ for _key in (
     _RULES[_key] = (lambda value: value >= 1, "1 or more")
 for _key in (
     "seed env.workers sft.panel sft.trajectories sft.epochs sft.patience sft.weight_decay "
-    "sft.context_weight "
+    "sft.context_weight rl.imitate_coef rl.context_coef "
     "rl.iterations rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay "
     "algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
     "eval.temperature eval.episodes eval.every mesh.data"

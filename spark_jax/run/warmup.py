@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from spark_jax.envs.annotate import Trajectory
 from spark_jax.envs.expert import rendered_turns
 from spark_jax.envs.tasks import distinct_tasks
-from spark_jax.learn.credit import normaliser, sft_weights
+from spark_jax.learn.credit import likelihood_normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
 from spark_jax.run.files import write_text
@@ -128,7 +128,7 @@ def sft_epoch(
         items = [(tree, sft_weights(tree, context_weight)) for tree in group]
         batch, stats = pack_trees(items, row_tokens, row_targets, rows)
         batches = [put_batch(b, policy.mesh) for b in micro_batches(batch, rows)]
-        z = normaliser(items)
+        z = likelihood_normaliser(items)
         params, opt_state, metrics = optimiser_step(
             steps, params, opt_state, batches, z, rate(i / len(groups))
         )
