@@ -90,6 +90,28 @@ def _survivors(pool, past, actions):
     return out
 
 
+def test_warm_up_tasks_are_the_same_share_of_every_type():
+    groups = {
+        name: [Task("toy", name, i) for i in range(count)]
+        for name, count in {"a": 100, "b": 50, "c": 6}.items()
+    }
+    drawn = task_lists.distinct_tasks(groups, 78, seed=3)
+    assert len(set(drawn)) == 78
+    counts = {name: sum(task.type == name for task in drawn) for name in groups}
+    assert abs(counts["a"] - 50) <= 1 and abs(counts["b"] - 25) <= 1 and abs(counts["c"] - 3) <= 1
+    assert drawn == task_lists.distinct_tasks(groups, 78, seed=3)
+    assert drawn != task_lists.distinct_tasks(groups, 78, seed=4)
+    assert drawn[:20] == task_lists.distinct_tasks(groups, 20, seed=3)  # more of the same
+    everything = task_lists.distinct_tasks(groups, 1000, seed=3)
+    assert sorted(everything, key=str) == sorted(sum(groups.values(), []), key=str)
+
+
+def test_unseen_tasks():
+    groups = {name: [Task("toy", name, i) for i in range(3)] for name in "ab"}
+    left = task_lists.unseen(groups, [groups["a"][0], *groups["b"]])
+    assert left == {"a": groups["a"][1:], "b": groups["b"]}  # nothing new in b: all of it
+
+
 def test_tasks_of_iteration():
     groups = task_lists.by_type(
         [Task("e", "big", v) for v in range(50)] + [Task("e", "small", v) for v in range(3)]

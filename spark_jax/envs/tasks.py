@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from spark_jax.types import Task, UserError
 
@@ -39,16 +39,27 @@ def tasks_of_iteration(
 
 
 def distinct_tasks(tasks_by_type: Mapping[str, Sequence[Task]], n: int, seed: int) -> list[Task]:
-    """`n` tasks for the warm-up (all, if there are no more): types in turn while they last, so
-    small types come in whole and no variation comes twice. Depends on the seed and the tasks."""
+    """`n` tasks for the warm-up (all, if there are no more), the same share of every type, and no
+    variation twice. Depends on the seed and the tasks."""
     rng = random.Random(f"warm-up tasks {seed}")
-    left = {t: rng.sample(list(ts), len(ts)) for t, ts in sorted(tasks_by_type.items())}
-    chosen: list[Task] = []
-    while any(left.values()) and len(chosen) < n:
-        for tasks in left.values():
-            if tasks and len(chosen) < n:
-                chosen.append(tasks.pop())
-    return chosen
+    total = sum(map(len, tasks_by_type.values()))
+    # In this order every prefix holds each type in proportion: task i of k stands at (i + u) / k.
+    placed = []
+    for _, tasks in sorted(tasks_by_type.items()):
+        shift = rng.random()
+        drawn = rng.sample(list(tasks), len(tasks))
+        placed += [((i + shift) / len(drawn), task) for i, task in enumerate(drawn)]
+    placed.sort(key=lambda pair: pair[0])
+    return [task for _, task in placed[: min(n, total)]]
+
+
+def unseen(
+    tasks_by_type: Mapping[str, Sequence[Task]], seen: Iterable[Task]
+) -> dict[str, list[Task]]:
+    """The tasks that are not among `seen`; a type of which nothing is left keeps all of its own."""
+    known = set(seen)
+    left = {name: [t for t in tasks if t not in known] for name, tasks in tasks_by_type.items()}
+    return {name: left[name] or list(tasks) for name, tasks in tasks_by_type.items()}
 
 
 def panel(tasks: Sequence[Task], episodes: int, seed: int) -> list[Task]:

@@ -98,7 +98,8 @@ class EngineStats:
     read_tokens: int = 0  # cached tokens that decoding attended to, a shared one counted once
     row_tokens: int = 0  # the same if every row read its whole path itself
     evictions: int = 0
-    device_seconds: float = 0.0
+    device_seconds: float = 0.0  # in calls of the device, waiting for their results included
+    host_seconds: float = 0.0  # the rest of the rounds: scheduling, page tables, bookkeeping
     most_pages: int = 0
 
 
@@ -177,7 +178,7 @@ class Engine:
 
     def round(self) -> list[Row]:
         """Admits, prefills and decodes one chunk; returns the rows whose response is complete."""
-        start = time.perf_counter()
+        start, device_before = time.perf_counter(), self.stats.device_seconds
         self._admit()
         self._prefill_round()
         ready = [row for row in self.running if row.to_prefill == 0]
@@ -190,7 +191,8 @@ class Engine:
             self.running.remove(row)
             self._parked[id(row.pages)] = row.pages
         self.stats.most_pages = max(self.stats.most_pages, self.pool.used_pages)
-        self.stats.device_seconds += time.perf_counter() - start
+        on_device = self.stats.device_seconds - device_before
+        self.stats.host_seconds += time.perf_counter() - start - on_device
         return finished
 
     # --- scheduling -------------------------------------------------------------------------
@@ -257,7 +259,9 @@ class Engine:
         self._grow(rows, [row.pages.length + n for row, n in zip(rows, counts, strict=True)])
         B = _bucket(self.shape.row_ladder, len(rows))
         T = _bucket(self.shape.prefill_ladder, max(counts))
+        start = time.perf_counter()
         self._prefill(rows, B, T)
+        self.stats.device_seconds += time.perf_counter() - start
         for row, n in zip(rows, counts, strict=True):
             row.pages.length += n
             self.stats.prefill_tokens += n
@@ -281,8 +285,9 @@ class Engine:
         self._grow(rows, [min(row.pages.length + chunk, row.longest) for row in rows])
         B = _bucket(self.shape.row_ladder, len(rows))
         tiles = self._tiles(rows, B)
-        out = self._decode(rows, B, tiles)
-        token_BX, logprob_BX, stop_B = jax.device_get(out)
+        start = time.perf_counter()
+        token_BX, logprob_BX, stop_B = jax.device_get(self._decode(rows, B, tiles))
+        self.stats.device_seconds += time.perf_counter() - start
         steps = int((token_BX >= 0).any(0).sum())
         self.stats.decode_rows += B * steps
         self.stats.read_tokens += steps * int(sum(part.tokens_U.sum() for part in tiles))

@@ -64,6 +64,7 @@ def base_config() -> ConfigDict:
 
     config.rl = ConfigDict()
     config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
+    config.rl.train_on = "all"  # train tasks: all, or unseen (those the warm-up has no dialogue of)
     config.rl.tasks_per_iteration = 8  # trees of an iteration
     config.rl.learning_rate = 1e-4  # after warmup_steps
     config.rl.decay_to = 1.0  # share of the learning rate that is left at the end; 1: constant

@@ -69,6 +69,7 @@ def rollout(
         "time/worker_restarts": spent["worker_restarts"],
         "time/rollout_s": time.perf_counter() - start,
         "time/device_s": engine.stats.device_seconds,
+        "time/host_s": engine.stats.host_seconds,
         "time/env_s": spent["step_seconds"],
     }
     return trees, metrics

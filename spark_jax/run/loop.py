@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
-from spark_jax.envs.tasks import panel
+from spark_jax.envs.tasks import panel, unseen
 from spark_jax.models.config import parameter_count
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
@@ -128,7 +128,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
                 params, opt_state = _more_warm_up(this, examples, params, opt_state)
             elif config.algo.name != "sft" and state.iteration < config.rl.iterations:
                 state.evaluated = [name for name in state.evaluated if name != last]
-                params, opt_state = _reinforce(this, params, opt_state)
+                params, opt_state = _reinforce(this, examples, params, opt_state)
             if last not in state.evaluated:
                 _evaluate(this, last, params)
                 state.step += 1
@@ -293,12 +293,14 @@ def _stopped_rising(panels: list[float], patience: int) -> bool:
     return max(panels[-patience:]) <= max(panels[:-patience])
 
 
-def _reinforce(this: Run, params: Any, opt_state: Any) -> tuple[Any, Any]:
+def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
     """RL: rollout, update, metrics, trees, checkpoint; `rl.iterations` times."""
     config, state = this.config, this.state
     steps = rl_steps(config, this.policy)
     reference = this.checkpoints.restore_reference(params)
-    total = config.rl.iterations
+    total, train = config.rl.iterations, this.world.train
+    if config.rl.train_on == "unseen":
+        train = unseen(train, (example.task for example in examples))
     with Progress("rl", total, "iteration", done=state.iteration) as progress:
         while state.iteration < total:
             compiled, leaves = compilations(), 0
@@ -309,7 +311,7 @@ def _reinforce(this: Run, params: Any, opt_state: Any) -> tuple[Any, Any]:
                 progress.note(f"{leaves} leaves")
 
             trees, values = rollout(
-                config, state.iteration, this.world.train, params, this.engine,
+                config, state.iteration, train, params, this.engine,
                 this.environments, this.dialogue, on_tree,
             )  # fmt: skip
             params, opt_state, learned = learn(

@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "sft.optimizer": ("adamw", "muon"),
+    "rl.train_on": ("all", "unseen"),
     "rl.optimizer": ("adamw", "muon"),
     "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),

@@ -1,0 +1,164 @@
+"""Sampling of one recorded tree workload by our engine and by others: one run, one table.
+
+    python benchmarks/rollout.py --model smollm2 --rows 8,32
+
+Every engine writes the same numbers of tokens after the same numbers of tokens (which tokens does
+not matter) with the same weights. What counts is unique response tokens per second: an engine
+that samples separate episodes computes the shared beginnings again and is not paid for it. Each
+engine runs in a process of its own, one after the other. An engine that is not installed is listed
+as not measured, with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import pathlib
+import platform
+import resource
+import sys
+import traceback
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.workload import Shape, load  # noqa: E402
+
+WORKLOAD = ROOT / "benchmarks" / "workloads" / "scienceworld.json"
+OURS = {
+    "tree": "ours",
+    "unshared": "ours, sharing off",
+    "episodes": "ours, separate episodes",
+}
+ENGINES = tuple(OURS)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2", help="a preset, or random:PRESET")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--rows", default="8,32", help="active leaves")
+    parser.add_argument("--trees", type=int, default=4, help="of the recorded ones, from the first")
+    parser.add_argument("--engines", default=",".join(ENGINES))
+    parser.add_argument("--workload", type=pathlib.Path, default=WORKLOAD)
+    parser.add_argument("--out", type=pathlib.Path, help="write the results as JSON too")
+    options = parser.parse_args()
+    trees = load(options.workload)[: options.trees]
+    leaves = sum(len(tree.leaves) for tree in trees)
+    unique = sum(tree.response_tokens for tree in trees)
+    episodes = sum(s.response_tokens for tree in trees for s in tree.separate())
+    print(
+        f"{len(trees)} trees, {leaves} leaves, {unique} unique response tokens "
+        f"({episodes} as separate episodes), {options.model} in {options.dtype}, "
+        f"{os.cpu_count()} cores of {_processor()}, load {os.getloadavg()[0]:.1f}",
+        flush=True,
+    )
+    results = []
+    for rows in map(int, options.rows.split(",")):
+        for engine in options.engines.split(","):
+            result = {"engine": engine, "rows": rows}
+            result |= _in_a_process(engine, options.model, options.dtype, trees, rows)
+            results.append(result)
+            print(_line(result, unique), flush=True)
+    print("\n" + table(results, unique))
+    if options.out:
+        options.out.write_text(json.dumps(results, indent=1))
+
+
+def _processor() -> str:
+    names = [line for line in _cpuinfo() if line.startswith("model name")]
+    return names[0].split(":", 1)[1].strip() if names else platform.machine()
+
+
+def _cpuinfo() -> list[str]:
+    path = pathlib.Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _in_a_process(*arguments) -> dict:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(sender, *arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return {"reason": f"its process ended with exit code {process.exitcode}"}
+    finally:
+        process.join()
+
+
+def _run(sender, engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> None:
+    try:
+        out = _measure(engine, model, dtype, trees, rows)
+    except ImportError as error:
+        out = {"reason": f"not installed: {error}"}
+    except Exception as error:  # noqa: BLE001  one engine must not end the table
+        traceback.print_exc()
+        out = {"reason": f"{type(error).__name__}: {error}"}
+    sender.send(out)
+
+
+def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> dict:
+    if engine not in OURS:
+        raise ValueError(f"no engine {engine!r}; choose from {', '.join(ENGINES)}")
+    from benchmarks.engines import ours
+    from benchmarks.limits import least_seconds, measure
+    from benchmarks.model import load_benchmark_model
+    from spark_jax.run.compilations import keep_on_disk
+
+    keep_on_disk()
+    loaded = load_benchmark_model(model, dtype)
+    wanted = [s for tree in trees for s in tree.separate()] if engine == "episodes" else trees
+    longest = max(tree.longest() for tree in trees)
+    sampler = ours.make_engine(loaded, rows, longest, share_prefix=engine != "unshared")
+    measured = ours.play(sampler, wanted)
+    out = measured._asdict() | {"peak_gb": _peak_gb()}
+    if engine == "tree":
+        limits = measure(loaded.config, rows)
+        least = least_seconds(loaded.config, trees, rows, measured.read_tokens, limits)
+        out |= {"least_seconds": least, "limits": limits._asdict()}
+    return out
+
+
+def _peak_gb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _line(result: dict, unique: int) -> str:
+    name = OURS.get(result["engine"], result["engine"])
+    if "reason" in result:
+        return f"{name}, {result['rows']} rows: not measured ({result['reason']})"
+    return (
+        f"{name}, {result['rows']} rows: {result['seconds']:.1f} s, "
+        f"{unique / result['seconds']:.0f} useful tokens/s"
+    )
+
+
+def table(results: list[dict], unique: int) -> str:
+    """Markdown. `of the limit`: least time of the tree workload over the time taken."""
+    lines = [
+        "| engine | rows | seconds | useful tokens/s | of the limit | host | wasted rows "
+        "| tokens computed | peak GB |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    least = {r["rows"]: r["least_seconds"] for r in results if "least_seconds" in r}
+    for r in results:
+        name = OURS.get(r["engine"], r["engine"])
+        if "reason" in r:
+            lines.append(f"| {name} | {r['rows']} | not measured: {r['reason']} |||||||")
+            continue
+        limit = f"{least[r['rows']] / r['seconds']:.0%}" if r["rows"] in least else ""
+        lines.append(
+            f"| {name} | {r['rows']} | {r['seconds']:.1f} | {unique / r['seconds']:.0f} | {limit} "
+            f"| {r['host_share']:.1%} | {r['wasted']:.0%} | {r['computed_tokens']} "
+            f"| {r['peak_gb']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The recorded workload, and that our engine does all of it and nothing twice."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import limits
+from benchmarks.engines import ours
+from benchmarks.model import load_benchmark_model
+from benchmarks.rollout import WORKLOAD, table
+from benchmarks.workload import Shape, load
+
+#            0 ─ 1 ─┬─ 2
+#                   └─ 3 ─ 4        and a second root, 5
+SMALL = Shape([-1, 0, 1, 1, 3, 0], [0, 5, 20, 1, 3, 7], [40, 6, 2, 9, 2, 3])
+CHAIN = Shape([-1, 0], [0, 4], [8, 1])
+
+
+def test_a_shape_knows_its_paths():
+    assert SMALL.children == [[1, 5], [2, 3], [], [4], [], []]
+    assert SMALL.leaves == [2, 4, 5]
+    assert SMALL.path(4) == [0, 1, 3, 4]
+    assert SMALL.response_tokens == 36
+    assert SMALL.longest() == 40 + 11 + 22
+    episodes = SMALL.separate()
+    assert [e.response for e in episodes] == [[0, 5, 20], [0, 5, 1, 3], [0, 7]]
+    assert episodes[1].parent == [-1, 0, 1, 2] and episodes[1].context == [40, 6, 9, 2]
+
+
+def test_the_recorded_trees_are_trees():
+    trees = load(WORKLOAD)
+    assert len(trees) == 16
+    for tree in trees:
+        assert tree.parent[0] == -1 and tree.response[0] == 0 and tree.context[0] > 50
+        assert all(0 <= parent < node for node, parent in enumerate(tree.parent[1:], 1))
+        assert all(n > 0 for n in tree.response[1:]) and len(tree.leaves) <= 8
+    assert any(len(below) > 1 for tree in trees for below in tree.children[1:])
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_benchmark_model("nano", "float32")
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_our_engine_does_the_whole_workload_once(model, share):
+    trees = [SMALL, CHAIN, SMALL]
+    engine = ours.make_engine(model, 4, 96, share_prefix=share)
+    measured = ours.play(engine, trees)
+    assert measured.computed_tokens == sum(tree.response_tokens for tree in trees)
+    # Every context that a response follows, once; the last token of it is fed by decoding.
+    assert measured.prefill_tokens == 2 * (40 - 1 + 6 + 9) + (8 - 1)
+    assert 0 <= measured.host_share < 1 and 0 <= measured.wasted < 1
+    apart = ours.play(engine, [s for tree in trees for s in tree.separate()])
+    assert apart.computed_tokens == 2 * (25 + 9 + 7) + 4
+    assert engine.pool.used_pages == 0
+
+
+def test_least_time_by_hand(model):
+    c = model.config
+    known = limits.Limits(1e9, 2e9, 4e9)
+    p = limits.parameter_count(c)
+    body = p - c.vocab_size * c.width
+    assert c.tied
+    attended = 4 * 8 + 4 * 5 // 2
+    by_flops = (2 * p * 4 + 4 * c.layers * c.heads * c.head_dim * attended) / 2e9
+    prefill = 2 * body * (8 + 1) / 4e9
+    got = limits.least_seconds(c, [CHAIN], 4, read_tokens=10, limits=known)
+    assert got == pytest.approx(
+        max(by_flops, (p * 4 + 10 * limits.cached_bytes(c)) / 1e9) + prefill
+    )
+
+
+def test_the_table_says_why_something_was_not_measured():
+    rows = [
+        {"engine": "tree", "rows": 8, "least_seconds": 2.0, "host_share": 0.01, "wasted": 0.1}
+        | {"seconds": 4.0, "computed_tokens": 100, "peak_gb": 1.0},
+        {"engine": "episodes", "rows": 8, "reason": "not installed: torch"},
+    ]
+    text = table(rows, unique=100)
+    assert "| ours | 8 | 4.0 | 25 | 50% |" in text
+    assert "not measured: not installed: torch" in text
