@@ -1,6 +1,8 @@
 """Prefix-shared attention: the tiles cover every page of every row once, and the result is that of
 the plain reference."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -101,8 +103,8 @@ def test_more_rows_than_a_tile_takes_are_spread_over_several():
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("heads,kv_heads", [(4, 2), (6, 1), (3, 3)])
-@pytest.mark.parametrize("slots", [4, 16])
-def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, slots):
+@pytest.mark.parametrize("slots,backend", [(4, "xla"), (16, "xla"), (16, "pallas_interpret")])
+def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, slots, backend):
     for seed in range(2):
         rng = np.random.default_rng(seed)
         rows, most, B, C = 11, 1280 // slots, 16, 8
@@ -117,12 +119,34 @@ def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, s
             position_B[b] = rng.integers(0, len(table) * slots)  # the rest is not written yet
         tiles = make_tiles(tables, B, most, slots, share)
         assert bool(tiles.shared.count) == share
-        out, lse = jax.jit(tile_attention)(q, k, v, tiles, position_B)
+        attend = jax.jit(functools.partial(tile_attention, backend=backend))
+        out, lse = attend(q, k, v, tiles, position_B)
         for reference in (gathered_attention, paged_attention):
             wanted, wanted_lse = jax.jit(reference)(q[:, None], k, v, table_BW, position_B[:, None])
             np.testing.assert_allclose(out[:rows], wanted[:rows, 0], rtol=2e-5, atol=2e-6)
             np.testing.assert_allclose(lse[:rows], wanted_lse[:rows, 0], rtol=2e-5, atol=2e-6)
         assert np.isfinite(out).all() and (out[rows:] == 0).all()  # rows of padding
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_kernel_lowers_for_a_gpu(dtype):
+    """It cannot run here, but every operation in it exists in Triton."""
+    tiles = make_tiles([[*range(1, 41), 100 + b] for b in range(8)], 8, 48, 16)
+    q = jax.ShapeDtypeStruct((8, 12, 128), dtype)
+    kv = jax.ShapeDtypeStruct((200, 16, 2, 128), dtype)
+    attend = jax.jit(functools.partial(tile_attention, backend="pallas"))
+    unchecked = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
+    program = jax.export.export(attend, platforms=["cuda"], disabled_checks=[unchecked])(
+        q, kv, kv, tiles, jax.ShapeDtypeStruct((8,), np.int32)
+    )
+    assert program.mlir_module().count("__gpu$xla.gpu.triton") == 2  # shared tiles and own ones
+
+
+def test_the_kernel_says_what_sizes_it_takes():
+    tiles = make_tiles([[1]], 1, 1, 16)
+    k = np.zeros((2, 16, 1, 24), np.float32)
+    with pytest.raises(ValueError, match="24 channels of a head: the kernel needs a power of two"):
+        tile_attention(k[:1, 0], k, k, tiles, np.zeros(1, np.int32), "pallas_interpret")
 
 
 def test_a_full_list_of_tiles_counts_none_twice():

@@ -25,7 +25,7 @@ from spark_jax.cache.kv import copy_pages, init_kv
 from spark_jax.cache.pool import PagePool, Pages
 from spark_jax.cache.tiles import make_tiles
 from spark_jax.models.config import ModelConfig
-from spark_jax.ops.tile_attention import TileLists
+from spark_jax.ops.tile_attention import Backend, TileLists
 from spark_jax.rollout.programs import DecodeRows, decode_chunk, prefill
 from spark_jax.types import UserError
 
@@ -41,6 +41,7 @@ class EngineShape:
     chunk: int = 16  # decoding steps between two looks of the host
     prefill_tokens: int = 256  # most tokens of a row that one prefill takes
     share_prefix: bool = True  # decoding reads pages that rows share once (cache/tiles.py)
+    backend: Backend = "xla"  # of attention when decoding (ops/tile_attention.py)
 
     @property
     def row_ladder(self) -> tuple[int, ...]:
@@ -322,5 +323,6 @@ class Engine:
             config=self.config,
             chunk=self.shape.chunk,
             end_of_turn=self.end_of_turn,
+            backend=self.shape.backend,
         )
         return out

@@ -14,7 +14,7 @@ from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import forward, unembed
 from spark_jax.ops.paged_attention import paged_attention, write_pages
 from spark_jax.ops.sampling import sample_tokens
-from spark_jax.ops.tile_attention import TileLists, tile_attention
+from spark_jax.ops.tile_attention import Backend, TileLists, tile_attention
 
 
 class DecodeRows(NamedTuple):
@@ -78,7 +78,9 @@ def prefill(params, kv: Kv, token_BT, start_B, count_B, table_BW, *, config: Mod
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "chunk", "end_of_turn"), donate_argnames=("kv",)
+    jax.jit,
+    static_argnames=("config", "chunk", "end_of_turn", "backend"),
+    donate_argnames=("kv",),
 )
 def decode_chunk(
     params,
@@ -90,6 +92,7 @@ def decode_chunk(
     config: ModelConfig,
     chunk: int,
     end_of_turn: int,
+    backend: Backend = "xla",
 ) -> tuple[Kv, Decoded]:
     """Samples up to `chunk` tokens per row without a look from the host.
 
@@ -111,7 +114,8 @@ def decode_chunk(
         slot_N = _slots(rows.table_BW, position_BT, active_B[:, None], slots)
 
         def look(q_BHC, k_PSKC, v_PSKC):
-            return tile_attention(q_BHC, k_PSKC, v_PSKC, rows.tiles, rows.position_B)[0]
+            out_BHC, _ = tile_attention(q_BHC, k_PSKC, v_PSKC, rows.tiles, rows.position_B, backend)
+            return out_BHC
 
         attend = _attend_cache(look, slot_N)
         hidden_BD, kv = forward(params, config, rows.token_B, rows.position_B, attend, kv)

@@ -76,6 +76,7 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
         chunk=rollout.chunk,
         prefill_tokens=min(256, rollout.path_tokens),
         share_prefix=rollout.share_prefix,
+        backend=rollout.backend,
     )
     patterns = ["</action>"]
     if config.tree.fork_at == "same_step":

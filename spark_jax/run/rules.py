@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sft.optimizer": ("adamw", "muon"),
     "rl.train_on": ("all", "unseen"),
     "rl.optimizer": ("adamw", "muon"),
+    "rollout.backend": ("xla", "pallas", "pallas_interpret"),
     "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
     "algo.name": ("spark", "grpo", "sft"),
