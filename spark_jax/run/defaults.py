@@ -58,6 +58,8 @@ def base_config() -> ConfigDict:
     config.sft.patience = 0  # panels without a better one before stopping; 0: never stop early
     config.sft.optimizer = "adamw"  # adamw, or muon: from scratch it needs a third of the epochs
     config.sft.weight_decay = 0.1  # of matrices
+    config.sft.rename = 0.0  # share of the dialogues in which names are swapped (run/rename.py)
+    config.sft.rename_words = 0.3  # share of their names
     config.sft.context_weight = 0.0  # loss of a token the environment wrote, beside 1 of a response
     config.sft.from_run = ""  # work folder of a run whose warm-up this one starts from; "": its own
     config.sft.extra_seconds = 0.0  # algo.name=sft: the warm-up goes on for so long instead of RL

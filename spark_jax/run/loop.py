@@ -199,6 +199,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
     config, state = this.config, this.state
     steps = sft_steps(config, this.policy)
     shape, trees = _sft_data(this, examples)
+    vary = warmup.variation(trees, this.policy, config.sft.rename, config.sft.rename_words)
     epochs = config.sft.epochs if trees else 0
     with Progress("warm-up", epochs, "epoch", done=state.epoch) as progress:
         while state.epoch < epochs and not _stopped_rising(state.panels, config.sft.patience):
@@ -210,7 +211,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
 
             params, opt_state, values = warmup.sft_epoch(
                 steps, params, opt_state, trees, this.policy, config.seed, state.epoch,
-                config.sft.batch_paths, config.sft.context_weight, shape, rate,
+                config.sft.batch_paths, config.sft.context_weight, shape, rate, vary,
             )  # fmt: skip
             values["time/update_s"] = time.perf_counter() - start
             state.epoch += 1
@@ -255,6 +256,7 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
     config, state = this.config, this.state
     steps, end = sft_steps(config, this.policy), config.sft.extra_seconds
     shape, trees = _sft_data(this, examples)
+    vary = warmup.variation(trees, this.policy, config.sft.rename, config.sft.rename_words)
     start = time.perf_counter()
 
     def rate(done: float) -> float:
@@ -268,7 +270,7 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
             began = time.perf_counter()
             params, opt_state, values = warmup.sft_epoch(
                 steps, params, opt_state, trees, this.policy, config.seed, 10_000 + state.epoch,
-                config.sft.batch_paths, config.sft.context_weight, shape, rate,
+                config.sft.batch_paths, config.sft.context_weight, shape, rate, vary,
             )  # fmt: skip
             state.epoch += 1
             state.step += 1

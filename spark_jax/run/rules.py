@@ -55,7 +55,7 @@ for _key in (
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
     _RULES[_key] = (lambda value: value > 0, "more than 0")
 _RULES["rl.clip"] = (lambda value: 0 < value < 1, "between 0 and 1")
-for _key in ("tree.signal_rate", "rl.decay_to"):
+for _key in ("tree.signal_rate", "rl.decay_to", "sft.rename", "sft.rename_words"):
     _RULES[_key] = (lambda value: 0 <= value <= 1, "between 0 and 1")
 
 

@@ -17,6 +17,7 @@ from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
 from spark_jax.run.files import write_text
 from spark_jax.run.policy import Policy, to_host
+from spark_jax.run.rename import name_tokens, renamed
 from spark_jax.run.worlds import World
 from spark_jax.types import Task, Tree
 
@@ -91,6 +92,18 @@ def dialogue_tree(example: Example, policy: Policy, row_tokens: int) -> Tree | N
     return chain_tree(prompt, turns, example.task) if turns else None
 
 
+def variation(
+    trees: Sequence[Tree], policy: Policy, dialogues: float, words: float
+) -> Callable[[Tree, random.Random], Tree]:
+    """Renames a share of the `dialogues`, a share of the names of each (run/rename.py)."""
+    names = name_tokens(trees, policy.codec.token_bytes()) if dialogues and words else []
+
+    def vary(tree: Tree, rng: random.Random) -> Tree:
+        return renamed(tree, names, words, rng) if names and rng.random() < dialogues else tree
+
+    return vary
+
+
 def cosine(peak: float, end: float, done: float) -> float:
     """Learning rate after a share `done` of the warm-up: a twentieth of it rises, then a cosine
     falls from `peak` to `end`."""
@@ -111,6 +124,7 @@ def sft_epoch(
     context_weight: float,
     shape: tuple[int, int, int],
     rate: Callable[[float], float],
+    vary: Callable[[Tree, random.Random], Tree],
 ) -> tuple[Any, Any, dict[str, float]]:
     """One pass over the dialogues in an order drawn from (seed, epoch).
 
@@ -118,10 +132,12 @@ def sft_epoch(
       context_weight: of a token of an observation or of the prompt, beside 1 of a response.
       shape: (row_tokens, row_targets, rows of a micro-batch).
       rate: learning rate after a share of this epoch.
+      vary: gives the dialogue to learn in the place of one (`variation`).
     """
     row_tokens, row_targets, rows = shape
-    order = list(trees)
-    random.Random(f"warm-up {seed} {epoch}").shuffle(order)
+    order, rng = list(trees), random.Random(f"warm-up {seed} {epoch}")
+    rng.shuffle(order)
+    order = [vary(tree, rng) for tree in order]
     groups = [order[i : i + batch_paths] for i in range(0, len(order), batch_paths)]
     total, packed = [], 0
     for i, group in enumerate(groups):
