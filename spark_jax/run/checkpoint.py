@@ -127,6 +127,17 @@ class Checkpoints:
             step, out["params"], out["opt_state"] if opt_state is not None else None, out["state"]
         )
 
+    def newest_state(self) -> dict[str, Any] | None:
+        """The run's own state in the newest checkpoint alone, or None when there is none."""
+        step = self.latest_step()
+        if step is None:
+            return None
+        try:
+            read = ocp.args.Composite(state=ocp.args.JsonRestore())
+            return self._manager.restore(step, args=read)["state"]
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise UserError(_unfit(self._folder / str(step), error)) from error
+
     def save_reference(self, params: Any) -> None:
         """Saves the parameters after the warm-up, replacing those of an interrupted warm-up."""
         with ocp.StandardCheckpointer() as writer:

@@ -117,7 +117,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
             )
             if not state.warm and config.sft.from_run:
                 params = borrow.reference(config.sft.from_run, params)
-                opt_state = rl_steps(config, this.policy).init(params)
+                opt_state = _optimiser_state(config, this.policy, params, warm=True)
                 _finish_warm_up(this, params, opt_state)
             elif not state.warm:
                 params, opt_state = _warm_up(this, examples, params, opt_state)
@@ -176,13 +176,20 @@ def _restore(
     config: ConfigDict, policy: Policy, checkpoints: Checkpoints
 ) -> tuple[State, Any, Any]:
     """State, parameters and optimiser state: of the newest checkpoint, or fresh ones."""
-    opt_state = sft_steps(config, policy).init(policy.params)
-    if checkpoints.latest_step() is None:
-        return State(), policy.params, opt_state
+    kept = checkpoints.newest_state()
+    state = State(**kept) if kept else State()
+    opt_state = _optimiser_state(config, policy, policy.params, state.warm)
+    if kept is None:
+        return state, policy.params, opt_state
     saved = checkpoints.restore(policy.params, opt_state)
-    state = State(**saved.state)
     _say(f"checkpoint of step {saved.step}: {state.epoch} epochs, {state.iteration} iterations")
     return state, saved.params, saved.opt_state
+
+
+def _optimiser_state(config: ConfigDict, policy: Policy, params: Any, warm: bool) -> Any:
+    """A fresh state of the optimiser of this phase: the two phases may have different ones."""
+    steps = rl_steps if warm and config.algo.name != "sft" else sft_steps
+    return steps(config, policy).init(params)
 
 
 def _save(this: Run, params: Any, opt_state: Any) -> None:
@@ -228,7 +235,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
             if looks and state.epoch < epochs:
                 _save(this, params, opt_state)
             progress.advance(**shown)
-    opt_state = rl_steps(config, this.policy).init(params)
+    opt_state = _optimiser_state(config, this.policy, params, warm=True)
     _finish_warm_up(this, params, opt_state)
     return params, opt_state
 
