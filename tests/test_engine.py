@@ -98,12 +98,15 @@ def test_forked_paths_share_pages_and_match_dense(params):
     assert engine.pool.used_pages == 0
 
 
-@pytest.mark.parametrize("share", [True, False])
-def test_rows_that_read_a_long_prefix_together_match_dense(params, share):
+@pytest.mark.parametrize(
+    "share,slots,backend", [(True, 4, "xla"), (False, 4, "xla"), (True, 16, "pallas_interpret")]
+)
+def test_rows_that_read_a_long_prefix_together_match_dense(params, share, slots, backend):
     """300 tokens of prompt for eight rows, half of which share 40 more."""
     engine = make_engine(
-        params, slots=4, pages=512, path_tokens=400, prefill_tokens=128, share_prefix=share
-    )
+        params, slots=slots, pages=512, path_tokens=400, prefill_tokens=128,
+        share_prefix=share, backend=backend,
+    )  # fmt: skip
     root = Row(prompt(1, 300), row_key("root"), budget=0)
     run(engine, [root])
     longer = Row([*root.tokens, *prompt(2, 40)], row_key("long"), 0, engine.fork(root.pages))

@@ -6,6 +6,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from spark_jax.ops.gpu_kernels import Backend, paged_attention_pallas
+
 BLOCK_TOKENS = 128  # cache positions looked at in one go
 
 
@@ -45,12 +47,17 @@ def paged_attention(
     v_PSKC: jax.Array,
     table_BW: jax.Array,
     position_BT: jax.Array,
+    backend: Backend = "xla",
 ) -> tuple[jax.Array, jax.Array]:
-    """Plain XLA, same result as `gathered_attention`: a running softmax over blocks of pages.
+    """Same result as `gathered_attention`: a running softmax over blocks of pages.
 
     The number of blocks is read from the positions on the device, so one program serves every
     length and costs what the longest row of the batch needs, not what the table could hold.
     """
+    if backend != "xla":
+        return paged_attention_pallas(
+            q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT, interpret=backend == "pallas_interpret"
+        )
     B, T, H, C = q_BTHC.shape
     _, S, K, _ = k_PSKC.shape
     G, pages = H // K, max(1, BLOCK_TOKENS // S)

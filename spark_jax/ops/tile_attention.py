@@ -4,14 +4,13 @@ multiplied with all their queries; parts are merged by log-sum-exp. cache/tiles.
 from __future__ import annotations
 
 import functools
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from spark_jax.ops.tile_kernel import tile_parts_pallas
+from spark_jax.ops.gpu_kernels import Backend, tile_parts_pallas
 
-Backend = Literal["xla", "pallas", "pallas_interpret"]
 OWN_STEP = 8  # tiles of one row looked at in one go
 SHARED_STEP = 2  # tiles of several rows looked at in one go
 _LOW = -1e30  # below any score, and finite: exp(_LOW - _LOW) is a number
@@ -50,8 +49,7 @@ def tile_attention(
 
     Args:
       tiles: `TileLists`, in which every page of a row up to that position is in one tile.
-      backend: xla: a loop over the tiles in use, everywhere. pallas: a kernel for GPUs, all tiles
-        side by side. pallas_interpret: that kernel step by step on any machine, for tests.
+      backend: with `xla` a loop over the tiles in use, else all tiles side by side.
 
     Returns:
       out_BHC in the dtype of q, lse_BH float32. Rows in no tile: 0 and a very low number.

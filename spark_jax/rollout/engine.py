@@ -25,7 +25,8 @@ from spark_jax.cache.kv import copy_pages, init_kv
 from spark_jax.cache.pool import PagePool, Pages
 from spark_jax.cache.tiles import make_tiles
 from spark_jax.models.config import ModelConfig
-from spark_jax.ops.tile_attention import Backend, TileLists
+from spark_jax.ops.gpu_kernels import Backend
+from spark_jax.ops.tile_attention import TileLists
 from spark_jax.rollout.programs import DecodeRows, decode_chunk, prefill
 from spark_jax.types import UserError
 
@@ -41,7 +42,7 @@ class EngineShape:
     chunk: int = 16  # decoding steps between two looks of the host
     prefill_tokens: int = 256  # most tokens of a row that one prefill takes
     share_prefix: bool = True  # decoding reads pages that rows share once (cache/tiles.py)
-    backend: Backend = "xla"  # of attention when decoding (ops/tile_attention.py)
+    backend: Backend = "xla"  # of attention (ops/gpu_kernels.py)
 
     @property
     def row_ladder(self) -> tuple[int, ...]:
@@ -276,7 +277,14 @@ class Engine:
             token_BT[b, :n] = row.tokens[row.pages.length : row.pages.length + n]
         table_BW = self._table(rows, B)
         self.kv = prefill(
-            self.params, self.kv, token_BT, start_B, count_B, table_BW, config=self.config
+            self.params,
+            self.kv,
+            token_BT,
+            start_B,
+            count_B,
+            table_BW,
+            config=self.config,
+            backend=self.shape.backend,
         )
 
     def _decode_round(self, rows: Sequence[Row]) -> None:

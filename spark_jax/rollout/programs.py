@@ -12,9 +12,10 @@ import jax.numpy as jnp
 from spark_jax.cache.kv import Kv
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import forward, unembed
+from spark_jax.ops.gpu_kernels import Backend
 from spark_jax.ops.paged_attention import paged_attention, write_pages
 from spark_jax.ops.sampling import sample_tokens
-from spark_jax.ops.tile_attention import Backend, TileLists, tile_attention
+from spark_jax.ops.tile_attention import TileLists, tile_attention
 
 
 class DecodeRows(NamedTuple):
@@ -54,8 +55,18 @@ def _slots(table_BW, position_BT, valid_BT, slots: int):
     return jnp.where(valid_BT, flat_BT, position_BT % slots).reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnames=("config",), donate_argnames=("kv",))
-def prefill(params, kv: Kv, token_BT, start_B, count_B, table_BW, *, config: ModelConfig) -> Kv:
+@functools.partial(jax.jit, static_argnames=("config", "backend"), donate_argnames=("kv",))
+def prefill(
+    params,
+    kv: Kv,
+    token_BT,
+    start_B,
+    count_B,
+    table_BW,
+    *,
+    config: ModelConfig,
+    backend: Backend = "xla",
+) -> Kv:
     """Writes keys and values of `count_B` tokens per row at positions start_B … into the pages.
 
     No logits are computed: the last token of a prompt is fed by the first decoding step.
@@ -69,7 +80,7 @@ def prefill(params, kv: Kv, token_BT, start_B, count_B, table_BW, *, config: Mod
 
     def look(q_NHC, k_PSKC, v_PSKC):
         q_BTHC = q_NHC.reshape(B, T, *q_NHC.shape[1:])
-        out_BTHC, _ = paged_attention(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
+        out_BTHC, _ = paged_attention(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT, backend)
         return out_BTHC.reshape(q_NHC.shape)
 
     attend = _attend_cache(look, slot_N)

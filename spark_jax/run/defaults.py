@@ -98,7 +98,7 @@ def base_config() -> ConfigDict:
     config.rollout.response_tokens = 48  # sampled in one step at most
     config.rollout.path_tokens = 1536  # of a whole path with its prompt at most (token_limit)
     config.rollout.share_prefix = True  # pages that rows share are read once; False: by each row
-    config.rollout.backend = "xla"  # attention when decoding: xla, or pallas (a kernel for GPUs)
+    config.rollout.backend = "xla"  # of the sampler's attention: xla, or pallas (kernels for GPUs)
     config.rollout.deterministic = True  # schedule does not depend on environment time
 
     config.eval = ConfigDict()
