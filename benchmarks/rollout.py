@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -32,7 +33,9 @@ OURS = {
     "unshared": "ours, sharing off",
     "episodes": "ours, separate episodes",
 }
-ENGINES = tuple(OURS)
+PEERS = {"transformers": "transformers generate, cache carried over"}
+NAMES = OURS | PEERS
+ENGINES = tuple(NAMES)
 
 
 def main() -> None:
@@ -55,6 +58,9 @@ def main() -> None:
         f"{os.cpu_count()} cores of {_processor()}, load {os.getloadavg()[0]:.1f}",
         flush=True,
     )
+    wrong = [name for name in options.engines.split(",") if name not in NAMES]
+    if wrong:
+        parser.error(f"there is no engine {wrong[0]!r}; choose from {', '.join(ENGINES)}")
     results = []
     for rows in map(int, options.rows.split(",")):
         for engine in options.engines.split(","):
@@ -103,19 +109,24 @@ def _run(sender, engine: str, model: str, dtype: str, trees: list[Shape], rows: 
 
 
 def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> dict:
-    if engine not in OURS:
-        raise ValueError(f"no engine {engine!r}; choose from {', '.join(ENGINES)}")
-    from benchmarks.engines import ours
-    from benchmarks.limits import least_seconds, measure
     from benchmarks.model import load_benchmark_model
     from spark_jax.run.compilations import keep_on_disk
 
     keep_on_disk()
     loaded = load_benchmark_model(model, dtype)
-    wanted = [s for tree in trees for s in tree.separate()] if engine == "episodes" else trees
+    episodes = [s for tree in trees for s in tree.separate()]
+    if engine == "transformers":
+        from benchmarks.engines import hf
+
+        measured = hf.play(hf.load(loaded, dtype), episodes, rows)
+        return measured._asdict() | {"peak_gb": _peak_gb()}
+
+    from benchmarks.engines import ours
+    from benchmarks.limits import least_seconds, measure
+
     longest = max(tree.longest() for tree in trees)
     sampler = ours.make_engine(loaded, rows, longest, share_prefix=engine != "unshared")
-    measured = ours.play(sampler, wanted)
+    measured = ours.play(sampler, episodes if engine == "episodes" else trees)
     out = measured._asdict() | {"peak_gb": _peak_gb()}
     if engine == "tree":
         limits = measure(loaded.config, rows)
@@ -129,13 +140,17 @@ def _peak_gb() -> float:
 
 
 def _line(result: dict, unique: int) -> str:
-    name = OURS.get(result["engine"], result["engine"])
+    name = NAMES.get(result["engine"], result["engine"])
     if "reason" in result:
         return f"{name}, {result['rows']} rows: not measured ({result['reason']})"
     return (
         f"{name}, {result['rows']} rows: {result['seconds']:.1f} s, "
         f"{unique / result['seconds']:.0f} useful tokens/s"
     )
+
+
+def share(x: float, digits: int = 0) -> str:
+    return "" if math.isnan(x) else f"{x:.{digits}%}"
 
 
 def table(results: list[dict], unique: int) -> str:
@@ -147,14 +162,14 @@ def table(results: list[dict], unique: int) -> str:
     ]
     least = {r["rows"]: r["least_seconds"] for r in results if "least_seconds" in r}
     for r in results:
-        name = OURS.get(r["engine"], r["engine"])
+        name = NAMES.get(r["engine"], r["engine"])
         if "reason" in r:
             lines.append(f"| {name} | {r['rows']} | not measured: {r['reason']} |||||||")
             continue
         limit = f"{least[r['rows']] / r['seconds']:.0%}" if r["rows"] in least else ""
         lines.append(
             f"| {name} | {r['rows']} | {r['seconds']:.1f} | {unique / r['seconds']:.0f} | {limit} "
-            f"| {r['host_share']:.1%} | {r['wasted']:.0%} | {r['computed_tokens']} "
+            f"| {share(r['host_share'], 1)} | {share(r['wasted'])} | {r['computed_tokens']} "
             f"| {r['peak_gb']:.1f} |"
         )
     return "\n".join(lines)
