@@ -44,6 +44,7 @@ EXTRAS = {
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "test": [
         "pytest>=8.3",
+        "pytest-xdist>=3.6",  # two processes of tests: most of their time is compilation
         "jinja2>=3.1",  # what transformers renders chat templates with: ours are held against them
         "hypothesis>=6.100",  # random trees, page pools and texts
         "scipy>=1.13",  # tests of sampled frequencies

@@ -87,7 +87,7 @@ def test_overrides_of_every_kind():
         "tree.leaves", "rl.learning_rate", "rl.recompute_old", "env.tasks", "eval.splits",
         "rl.iterations", "rl.kl_coef",
     }  # fmt: skip
-    assert plain["tree.leaves"] == 8 and plain["rl.kl_coef"] == 0.01
+    assert plain["tree.leaves"] == 8 and plain["rl.kl_coef"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -195,12 +195,15 @@ def test_missing_file_and_preset():
 
 
 def test_resume_checks_the_config(tmp_path):
-    config = load_config(SCIENCEWORLD)
+    constant = "rl.decay_to=1"
+    config = load_config(SCIENCEWORLD, [constant])
     assert start_or_resume(tmp_path, config) is False
     assert start_or_resume(tmp_path, config) is True
     assert flatten(read_config(tmp_path)) == flatten(config)
 
-    longer = load_config(SCIENCEWORLD, ["rl.iterations=50", "eval.splits=L0", "env.workers=1"])
+    longer = load_config(
+        SCIENCEWORLD, [constant, "rl.iterations=50", "eval.splits=L0", "env.workers=1"]
+    )
     assert start_or_resume(tmp_path, longer) is True
     assert json.loads((tmp_path / "config.json").read_text())["rl"]["iterations"] == 50
 
@@ -212,7 +215,9 @@ def test_resume_checks_the_config(tmp_path):
         )
 
     with pytest.raises(UserError, match=r"config\.tree\.leaves = 8, not 16"):
-        start_or_resume(tmp_path, load_config(SCIENCEWORLD, ["tree.leaves=16", "tree.roots=2"]))
+        start_or_resume(
+            tmp_path, load_config(SCIENCEWORLD, [constant, "tree.leaves=16", "tree.roots=2"])
+        )
     assert flatten(read_config(tmp_path)) == flatten(
         longer
     )  # a refused config leaves the folder as it was
