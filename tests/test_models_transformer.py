@@ -134,7 +134,7 @@ def test_tiny_size_and_initial_scale():
     config = tiny_config(2048)
     params = init(config, jax.random.key(0))
     count = sum(x.size for x in jax.tree.leaves(params))
-    assert count == parameter_count(config) == 852_864
+    assert count == parameter_count(config) == 853_056
     layer = params["layers_0"]
     assert np.std(layer["gate"]["kernel"]) == pytest.approx(0.02, rel=0.02)
     assert np.std(layer["down"]["kernel"]) == pytest.approx(0.02 / 6**0.5, rel=0.02)
