@@ -48,7 +48,7 @@ def bandwidth(megabytes: int = 512) -> float:
     return x.nbytes / shortest(lambda: total(x))
 
 
-def matrix_rate(config: ModelConfig, rows: int, seconds: float = 0.05) -> float:
+def matrix_rate(config: ModelConfig, rows: int) -> float:
     """Multiplications and additions per second of the best of the model's products."""
     c = config
     shapes = {

@@ -42,7 +42,6 @@ def distinct_tasks(tasks_by_type: Mapping[str, Sequence[Task]], n: int, seed: in
     """`n` tasks for the warm-up (all, if there are no more), the same share of every type, and no
     variation twice. Depends on the seed and the tasks."""
     rng = random.Random(f"warm-up tasks {seed}")
-    total = sum(map(len, tasks_by_type.values()))
     # In this order every prefix holds each type in proportion: task i of k stands at (i + u) / k.
     placed = []
     for _, tasks in sorted(tasks_by_type.items()):
@@ -50,7 +49,7 @@ def distinct_tasks(tasks_by_type: Mapping[str, Sequence[Task]], n: int, seed: in
         drawn = rng.sample(list(tasks), len(tasks))
         placed += [((i + shift) / len(drawn), task) for i, task in enumerate(drawn)]
     placed.sort(key=lambda pair: pair[0])
-    return [task for _, task in placed[: min(n, total)]]
+    return [task for _, task in placed[:n]]
 
 
 def unseen(
