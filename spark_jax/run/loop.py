@@ -205,8 +205,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
     at its end are the reference."""
     config, state = this.config, this.state
     steps = sft_steps(config, this.policy)
-    shape, trees = _sft_data(this, examples)
-    vary = warmup.variation(trees, this.policy, config.sft.rename, config.sft.rename_words)
+    shape, trees, vary = _sft_data(this, examples)
     epochs = config.sft.epochs if trees else 0
     with Progress("warm-up", epochs, "epoch", done=state.epoch) as progress:
         while state.epoch < epochs and not _stopped_rising(state.panels, config.sft.patience):
@@ -262,8 +261,7 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
     the warm-up's to its end. Wall time decides; interrupted, this phase starts over."""
     config, state = this.config, this.state
     steps, end = sft_steps(config, this.policy), config.sft.extra_seconds
-    shape, trees = _sft_data(this, examples)
-    vary = warmup.variation(trees, this.policy, config.sft.rename, config.sft.rename_words)
+    shape, trees, vary = _sft_data(this, examples)
     start = time.perf_counter()
 
     def rate(done: float) -> float:
@@ -286,13 +284,14 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
     return params, opt_state
 
 
-def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree]]:
-    """Shape of the learner's batches, and the dialogues that fit."""
-    train = this.config.train
-    targets = row_targets(this.config, this.config.sft.context_weight)
+def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Callable]:
+    """Shape of the learner's batches, the dialogues that fit, and what varies them by epoch."""
+    train, sft = this.config.train, this.config.sft
+    targets = row_targets(this.config, sft.context_weight)
     shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
     trees = [warmup.dialogue_tree(e, this.policy, train.row_tokens) for e in examples]
-    return shape, [tree for tree in trees if tree is not None]
+    trees = [tree for tree in trees if tree is not None]
+    return shape, trees, warmup.variation(trees, this.policy, sft.rename, sft.rename_words)
 
 
 def _stopped_rising(panels: list[float], patience: int) -> bool:
