@@ -2,10 +2,11 @@
 
     python benchmarks/gain.py --config=configs/scienceworld.py --runs=runs/gain
 
-For each seed: the default run, evaluated on the whole of L1 and L2 before and after RL; then the
-control, which starts from the same warm-up and goes on with SFT for as long as RL took. A second
-call goes on where the first one stopped; seeds may run side by side (--seeds=0 and --seeds=1).
-Any config override may be added. The table is printed and written to RUNS/gain.md.
+For each seed three runs, evaluated on the whole of L1 and L2: the warm-up; RL from there; and the
+control, which goes on from there with SFT for as long as RL took. A second call goes on where the
+first one stopped; seeds may run side by side (--seeds=0 and --seeds=1), and a last call with all of
+them makes the table. Any config override may be added. The table is printed and written to
+RUNS/gain.md.
 """
 
 from __future__ import annotations
@@ -33,17 +34,12 @@ def main() -> None:
     for seed in seeds:
         common = [f"--config={options.config}", f"--config.seed={seed}", *overrides]
         common += ["--config.eval.episodes=0", "--config.eval.splits=L1,L2"]
-        rl, control = runs / f"seed{seed}", runs / f"seed{seed}-control"
+        warm, rl, control = (runs / f"seed{seed}-{name}" for name in ("warmup", "rl", "control"))
+        play(warm, [*common, "--config.rl.iterations=0"])
+        common.append(f"--config.sft.from_run={warm}")
         play(rl, common)
-        play(
-            control,
-            [
-                *common,
-                "--config.algo.name=sft",
-                f"--config.sft.from_run={rl}",
-                f"--config.sft.extra_seconds={rl_seconds(rl):.0f}",
-            ],
-        )
+        seconds = f"--config.sft.extra_seconds={rl_seconds(rl):.0f}"
+        play(control, [*common, "--config.algo.name=sft", seconds])
         pairs.append((read_evaluations(rl), read_evaluations(control)))
     text = table(pairs)
     write_text(runs / "gain.md", text)

@@ -13,13 +13,16 @@ from spark_jax.rollout.signals import always, explore, make_signal, never
 LIMITS = Limits(max_steps=9, response_tokens=80, path_tokens=900)
 
 
-def grow(rule, seed=0, rate=0.3, latency=0, tasks=1, deterministic=True, limits=LIMITS):
+def grow(
+    rule, seed=0, rate=0.3, latency=0, tasks=1, deterministic=True, limits=LIMITS, dialogue=DIALOGUE
+):
     engine = ScriptedEngine(rate, latency, rule.fork_at)
     environments = InstantEnvironments(latency=latency)
     several = [dataclasses.replace(TASK, variation=i) for i in range(tasks)]
     trees = grow_trees(
-        several, engine, environments, DIALOGUE, rule, limits, (seed, "rl", 0), deterministic
-    )
+        several, engine, environments, [dialogue] * tasks, rule, limits, (seed, "rl", 0),
+        deterministic,
+    )  # fmt: skip
     assert engine.alive == 0, "pages were lost"
     assert not environments.held, "a worker was never given back"
     return trees

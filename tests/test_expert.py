@@ -6,15 +6,9 @@ import json
 import pytest
 
 from spark_jax.envs import expert
-from spark_jax.envs.annotate import (
-    DENSITY,
-    ExpertStep,
-    Trajectory,
-    annotate,
-    explore_density,
-    read_goal,
-)
+from spark_jax.envs.annotate import DENSITY, annotate, explore_density
 from spark_jax.envs.response import parse_response
+from spark_jax.envs.scenes import ExpertStep, Trajectory, read_goal
 from spark_jax.envs.scienceworld import (
     DEFAULT_HELD_OUT,
     DEFAULT_TRAINED,

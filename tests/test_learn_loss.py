@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spark_jax.learn.loss import clipped_surrogate, k3, policy_loss, sft_loss
+from spark_jax.learn.loss import clipped_surrogate, k2, k3, policy_loss, sft_loss
 from spark_jax.learn.pack import PackedBatch
 
 
@@ -40,6 +40,21 @@ def test_k3_by_hand():
     # Its mean over samples of the policy is the divergence.
     p, q = np.array([0.7, 0.2, 0.1]), np.array([0.3, 0.3, 0.4])
     assert (p * k3(jnp.log(p), jnp.log(q))).sum() == pytest.approx((p * np.log(p / q)).sum(), 1e-5)
+
+
+def test_the_gradient_of_k2_is_that_of_the_kl_in_the_mean():
+    """Sum of p(x) grad k2(x) over all x, with p held as the distribution sampled from."""
+    ref = jax.nn.log_softmax(jnp.array([0.3, -1.0, 2.0]))
+    logits = jnp.array([1.0, 0.5, -0.5])
+    p = jax.nn.softmax(logits)
+
+    def kl(x):
+        logp = jax.nn.log_softmax(x)
+        return (jnp.exp(logp) * (logp - ref)).sum()
+
+    mean = jax.grad(lambda x: (p * k2(jax.nn.log_softmax(x), ref)).sum())(logits)
+    np.testing.assert_allclose(mean, jax.grad(kl)(logits), atol=1e-6)
+    assert float(jax.grad(k2)(-30.0, -1.0)) == pytest.approx(-29.0)  # k3: -exp(20) and more
 
 
 def test_policy_loss_by_hand():

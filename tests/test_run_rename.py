@@ -1,7 +1,11 @@
 import random
 
+from scripted import END, ByteCodec
+
 from spark_jax.learn.pack import chain_tree
-from spark_jax.run.rename import name_tokens, renamed
+from spark_jax.rollout.dialogue import Dialogue
+from spark_jax.run.rename import free_names, name_tokens, renamed, swap_table, swapper
+from spark_jax.types import Start, Task
 
 BYTES = [b"<a>", b" the", b"beaver", b" toad", b" x", b" Red", b" green", b"wolf", b" go"]
 A, THE, BEAVER, TOAD, X, RED, GREEN, WOLF, GO = range(len(BYTES))
@@ -56,3 +60,40 @@ def test_the_original_is_left_alone_and_draws_repeat():
     first = renamed(tree, [BEAVER, TOAD, WOLF], 1.0, random.Random(2))
     assert tokens(tree) == tokens(dialogue(BEAVER))
     assert first == renamed(tree, [BEAVER, TOAD, WOLF], 1.0, random.Random(2))
+
+
+def test_a_name_that_a_response_says_first_is_not_free():
+    trees = [dialogue(BEAVER), chain_tree([THE], [([TOAD], [TOAD]), ([X], [])])]
+    assert free_names(trees, [BEAVER, TOAD, WOLF]) == [BEAVER, WOLF]
+
+
+def test_a_swap_table_pairs_a_share_of_the_names():
+    names = list(range(40))
+    table = swap_table(names, 0.3, random.Random(0))
+    assert len(table) == 12
+    assert all(table[table[name]] == name != table[name] for name in table)
+    assert len(swap_table(names, 1.0, random.Random(0))) == 40
+    assert swap_table(names, 0.0, random.Random(0)) == {}
+    drawn = [name for seed in range(200) for name in swap_table(names, 0.3, random.Random(seed))]
+    assert set(drawn) == set(names)
+
+
+def test_the_swapper_leaves_out_other_dialogues_and_types_whose_names_are_known():
+    trees = [dialogue(BEAVER), dialogue(TOAD), chain_tree([THE, X], [([GO], [])])]
+    words = [b"aaa", b"bbb", b"ccc", b"ddd", b"eee"]
+    swap_for = swapper(trees, BYTES + words, 0.5, known_names=("lifespan",))
+    tables = [swap_for(Task("toy", "find", 0), random.Random(seed)) for seed in range(100)]
+    assert 30 < sum(bool(table) for table in tables) < 70
+    assert {name for table in tables for name in table} == {BEAVER, TOAD, WOLF, 9, 10, 11, 12, 13}
+    assert not any(swap_for(Task("toy", "lifespan", 0), random.Random(s)) for s in range(100))
+
+
+def test_a_swapped_dialogue_reads_and_writes_other_words_for_the_same_text():
+    swap = {ord("a"): ord("z"), ord("z"): ord("a")}
+    plain = Dialogue(ByteCodec(), "s", lambda start: start.observation)
+    swapped = Dialogue(ByteCodec(), "s", lambda start: start.observation, swap)
+    start = Start("goal", "a bazaar")
+    assert swapped.prompt(start)[0] == plain.prompt(start)[0] == "s\na bazaar"
+    assert bytes(swapped.prompt(start)[1]) == b"s\nz bzazzr\n>"
+    assert swapped.turn("a", [1]) == ("a", [END, *b"z\n>"])
+    assert swapped.text([*b"open z", END]) == "open a"

@@ -1,7 +1,7 @@
-"""Reasoning and explore tags for an expert's trajectory: pure functions of what was seen.
+"""The explore tags of an expert's trajectory: a pure function of what was seen.
 
-Each step gets one short sentence made from the goal, the texts seen so far and the action. The
-explore tag marks real choices by the rule of `annotate`.
+Each step gets one short sentence of reasoning (envs/reasoning.py). The explore tag marks real
+choices by the rule of `annotate`, and its sentence names them.
 """
 
 from __future__ import annotations
@@ -11,45 +11,19 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from spark_jax.envs.rooms import Room, read_room
-from spark_jax.types import Start, Task
+from spark_jax.envs.reasoning import reasoning, start
+from spark_jax.envs.scenes import (
+    ExpertStep,
+    Goal,
+    Scene,
+    Trajectory,
+    candidates,
+    read_goal,
+    scenes_of,
+)
 
 # Share of explore steps in steps 1-5, 6-10, …, 26-30 (the paper's warm-up data, FACTS).
 DENSITY = (0.23, 0.10, 0.14, 0.08, 0.04, 0.0)
-
-_ELECTRIC = (" bulb", " motor", " buzzer")  # what power-component asks for
-
-
-class ExpertStep(NamedTuple):
-    """One step of an expert."""
-
-    action: str
-    observation: str
-    reasoning: str = ""
-    explore: bool = False
-    # Other actions worth a try at the choice that an explore step stands at: instead of its own
-    # action or, where it is the last step before the choice, instead of the next one.
-    alternatives: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Trajectory:
-    """An expert's episode."""
-
-    task: Task
-    start: Start
-    steps: tuple[ExpertStep, ...]
-    score: float
-
-
-class _Goal(NamedTuple):
-    """What the task text says."""
-
-    thing: str  # what is looked for: "animal", "red light bulb", "salt water", …
-    place: str  # where it is said to be, or ""
-    box: str = ""  # where it must go, or ""
-    box_room: str = ""
-    compare: str = ""  # "longest" or "shortest" life span
 
 
 class _Choice(NamedTuple):
@@ -59,19 +33,6 @@ class _Choice(NamedTuple):
     weight: int  # 3: the next step decides the outcome, 2: a search among several ways, 1: a route
     reasoning: str
     alternatives: tuple[str, ...]
-
-
-class _Scene(NamedTuple):
-    """What is known before a step."""
-
-    room: Room | None  # the room we are in, once described
-    text: str  # its description
-    place: str  # its name, also before it was described
-    exits: tuple[str, ...]  # of the room, known once it was described (now or earlier)
-    came_from: str
-    held: str  # the last thing taken
-    focused: bool
-    missing: tuple[str, ...]  # ingredients of the recipe not in the pot yet
 
 
 def annotate(trajectory: Trajectory) -> Trajectory:
@@ -90,10 +51,10 @@ def annotate(trajectory: Trajectory) -> Trajectory:
     steps 1-5 also of weight 2) and, after step 5, at least four steps. Nothing is tagged after
     step 25, nor on the last step, where no fork can follow.
     """
-    scenes = _scenes(trajectory)
+    scenes = scenes_of(trajectory)
     goal = read_goal(trajectory.start.goal)
     steps = [
-        step._replace(reasoning=_think(step, scene, goal), explore=False, alternatives=())
+        step._replace(reasoning=reasoning(step, scene, goal), explore=False, alternatives=())
         for step, scene in zip(trajectory.steps, scenes, strict=True)
     ]
     for choice in _pick(_choices(trajectory.steps, scenes, goal), len(steps)):
@@ -114,178 +75,7 @@ def explore_density(trajectories: Sequence[Trajectory]) -> list[float]:
     return [explores / steps if steps else 0.0 for explores, steps in counts]
 
 
-def is_animal(thing: str) -> bool:
-    """Whether a name shown by the game is that of an animal."""
-    return bool(re.search(r" egg$|^(?:baby|juvenile|adult) ", thing))
-
-
-def is_plant(thing: str) -> bool:
-    """Whether a name shown by the game is that of a plant."""
-    return bool(re.search(r"\b(?:plant|tree|seed)\b", thing))
-
-
-def read_goal(text: str) -> _Goal:
-    """The parts of a task text; of types that are not in the default set only the first words."""
-    text = " ".join(text.split()).removeprefix("Your task is to ")
-    if m := re.match(r"find a\(n\) (.+?)\. .* to the (.+? box) in the (.+?)\.", text):
-        return _Goal(m[1], "", m[2], m[3])
-    if m := re.match(r"find the animal with the (\w+) life span.*? in the '(.+?)' location", text):
-        return _Goal("animal", m[2], compare=m[1])
-    if m := re.match(r"use chemistry to create the substance '(.+?)'.*? near the (.+?)\.", text):
-        return _Goal(m[1], m[2])
-    if m := re.match(r"turn on the (.+?)\.", text):
-        return _Goal(m[1], "")
-    return _Goal(re.split(r"[.,]", text, maxsplit=1)[0], "")
-
-
-# ---- what is known when
-
-
-def _scenes(trajectory: Trajectory) -> list[_Scene]:
-    text = trajectory.start.observation
-    room = read_room(text)
-    place = room.name if room else ""
-    known_exits = {place: room.exits} if room else {}
-    came_from = held = ""
-    focused = False
-    missing: tuple[str, ...] = ()
-    scenes = []
-    for step in trajectory.steps:
-        exits = known_exits.get(place, ())
-        scenes.append(_Scene(room, text, place, exits, came_from, held, focused, missing))
-        if m := re.fullmatch(r"(?:go|teleport) to (.+)", step.action):
-            came_from, place, room, text = place, m[1], None, ""
-        if seen := read_room(step.observation):
-            room, place, text = seen, seen.name, step.observation
-            known_exits[place] = seen.exits
-        if m := re.fullmatch(r"pick up (.+)", step.action):
-            held = m[1]
-        if step.action.startswith("focus on "):
-            focused = True
-        if m := re.search(r"you need to mix (.+?)\.", step.observation):
-            missing = tuple(part.strip() for part in re.split(r",| and ", m[1]) if part.strip())
-        if m := re.fullmatch(r"(?:move|pour) (.+) (?:to|into|in) .+", step.action):
-            moved = m[1].removesuffix(" in inventory").removeprefix("cup containing ")
-            missing = tuple(part for part in missing if not _same(part, moved))
-        if step.action == "activate sink":
-            missing = tuple(part for part in missing if part != "water")
-    return scenes
-
-
-def _candidates(room: Room | None, goal: _Goal) -> list[str]:
-    """Things of the room that could be what the goal asks for."""
-    if room is None:
-        return []
-    if goal.thing == "animal" or goal.compare:
-        return [t for t in room.things if is_animal(t)]
-    if goal.thing == "plant":
-        return [t for t in room.things if is_plant(t)]
-    if goal.thing == "living thing":
-        return [t for t in room.things if is_animal(t) or is_plant(t)]
-    if goal.thing == "non-living thing":
-        return [t for t in room.things if not (is_animal(t) or is_plant(t) or t == goal.box)]
-    return [t for t in room.things if t == goal.thing]
-
-
-# ---- plain steps
-
-
-def _think(step: ExpertStep, scene: _Scene, goal: _Goal) -> str:
-    verb, _, rest = step.action.partition(" ")
-    if verb in ("go", "teleport"):
-        return _think_go(rest.removeprefix("to "), scene, goal)
-    if step.action == "look around":
-        if scene.missing:
-            return f"{_start(scene.missing[0])} is still needed; look for it here."
-        wanted = "animals" if goal.compare else f"the {goal.thing}"
-        if not goal.compare and (goal.box or scene.focused):
-            wanted = _a(goal.thing)
-        elif goal.place and not goal.compare:
-            wanted = "the recipe"
-        return f"I am in the {scene.place}; look for {wanted}."
-    if verb == "focus":
-        return _think_focus(rest.removeprefix("on "), scene, goal)
-    if verb == "pick":
-        return _think_take(rest.removeprefix("up "), scene, goal)
-    if verb == "move":
-        thing, _, target = rest.rpartition(" to ")
-        if target == goal.box:
-            return f"The {goal.box} is here; put the {_bare(thing)} in."
-        if target == "sink":
-            return f"Water is needed; put the {_bare(thing)} under the tap."
-        return f"Put the {_bare(thing)} into the {target}."
-    if verb == "pour":
-        return f"Pour the {_bare(re.split(' into | in ', rest)[0])} in."
-    if verb == "read":
-        return f"The recipe says how to make {goal.thing}; read it."
-    if verb == "open":
-        return f"The {_bare(rest)} may hold what I need; open it."
-    if verb == "mix":
-        return f"All ingredients are in; mix the {rest}."
-    if verb == "activate":
-        return f"Turn on the {rest} now."
-    if verb == "deactivate":
-        return f"Done with the {rest}; turn it off."
-    if verb == "connect":
-        one, _, two = rest.partition(" to ")
-        return f"Join {_bare(one)} and {_bare(two)}."
-    if verb in ("wait", "wait1"):
-        return "Give it a moment to work."
-    return f"Next: {step.action}."
-
-
-def _think_go(target: str, scene: _Scene, goal: _Goal) -> str:
-    if goal.box and (scene.focused or goal.thing == "non-living thing"):
-        if target == goal.box_room:
-            return f"The {goal.box} is in the {target}; go there."
-        return f"The {goal.box} is in the {goal.box_room}; go by the {target}."
-    if scene.missing:
-        return f"{_start(scene.missing[0])} is still needed; look in the {target}."
-    if goal.compare:
-        if target == goal.place:
-            return f"The animals are {_in(target)}; go there."
-        return f"The animals are {_in(goal.place)}; the {target} may lead there."
-    if goal.box:
-        if target == "outside" or (goal.thing != "animal" and target == "greenhouse"):
-            return f"{_plural(goal.thing)} may be {_in(target)}; go there."
-        return f"{_plural(goal.thing)} may be outside; the {target} may lead there."
-    if goal.place:
-        if target == goal.place:
-            return f"The recipe may be in the {target}; go there."
-        return f"The {target} may have a pot or lead to the {goal.place}."
-    if goal.thing.endswith(_ELECTRIC):
-        if target == "workshop":
-            return f"The {goal.thing} may be in the workshop; go there."
-        return f"The {goal.thing} may be in the workshop; the {target} may lead there."
-    return f"Go on by the {target}."
-
-
-def _think_focus(thing: str, scene: _Scene, goal: _Goal) -> str:
-    if goal.compare:
-        names = [_bare(name) for name in _candidates(scene.room, goal)]
-        listed = f"Of {_list(names, 'and')} the " if len(names) > 1 else "The "
-        return f"{listed}{_bare(thing)} lives {goal.compare}; focus on it."
-    if goal.box:
-        return f"The {thing} is {_a(goal.thing)}; focus on it."
-    return f"The {thing} is here; focus on it."
-
-
-def _think_take(thing: str, scene: _Scene, goal: _Goal) -> str:
-    if goal.box:
-        return f"The {goal.box} is in the {goal.box_room}; take the {_bare(thing)} along."
-    if any(_same(part, thing) for part in scene.missing):
-        return f"The recipe needs {re.split(' in ', thing)[0]}; take it."
-    if thing == "recipe":
-        return "Here is a recipe; take it to read it."
-    if "pot" in thing:
-        return f"A {_bare(thing)} is good for mixing; take it."
-    return f"Take the {_bare(thing)}."
-
-
-# ---- choices
-
-
-def _choices(steps: Sequence[ExpertStep], scenes: list[_Scene], goal: _Goal) -> list[_Choice]:
+def _choices(steps: Sequence[ExpertStep], scenes: list[Scene], goal: Goal) -> list[_Choice]:
     out = []
     for i, (step, scene) in enumerate(zip(steps[:-1], scenes[:-1], strict=True)):
         choice = (
@@ -299,7 +89,7 @@ def _choices(steps: Sequence[ExpertStep], scenes: list[_Scene], goal: _Goal) -> 
 
 
 def _decision(
-    i: int, step: ExpertStep, after: ExpertStep, scene_after: _Scene, goal: _Goal
+    i: int, step: ExpertStep, after: ExpertStep, scene_after: Scene, goal: Goal
 ) -> _Choice | None:
     """Weight 3: the next step decides, and there are several ways to do it."""
     verb = after.action.partition(" ")[0]
@@ -308,7 +98,7 @@ def _decision(
             pot = step.action.removeprefix("mix ")
             text = f"All may be in the {pot}; mix it and see if it is {goal.thing}."
             return _Choice(i, 3, text, (f"look in {pot}", f"focus on {pot}"))
-        names = _candidates(scene_after.room, goal)
+        names = candidates(scene_after.room, goal)
         others = tuple(f"focus on {n}" for n in names if f"focus on {n}" != after.action)
         if not others or not (goal.box or goal.compare):
             return None
@@ -335,7 +125,7 @@ def _decision(
     return None
 
 
-def _search_place(i: int, step: ExpertStep, scene: _Scene, goal: _Goal) -> _Choice | None:
+def _search_place(i: int, step: ExpertStep, scene: Scene, goal: Goal) -> _Choice | None:
     """A room to go to among several: weight 2 where it may hold the thing, 1 on a known way."""
     m = re.fullmatch(r"go to (.+)", step.action)
     others = [e for e in scene.exits if m and e not in (m[1], scene.came_from)]
@@ -349,7 +139,7 @@ def _search_place(i: int, step: ExpertStep, scene: _Scene, goal: _Goal) -> _Choi
         text = f"The {goal.box_room} may be behind {ways}; try the {target}."
         return _Choice(i, 1, text, alternatives)
     if scene.missing:
-        text = f"{_start(scene.missing[0])} may be in {ways}; try the {target}."
+        text = f"{start(scene.missing[0])} may be in {ways}; try the {target}."
         return _Choice(i, 2, text, alternatives)
     if goal.compare or (goal.place and target != goal.place):
         if target == goal.place:
@@ -362,7 +152,7 @@ def _search_place(i: int, step: ExpertStep, scene: _Scene, goal: _Goal) -> _Choi
     return _Choice(i, 2, text, alternatives)
 
 
-def _search_container(i: int, step: ExpertStep, scene: _Scene) -> _Choice | None:
+def _search_container(i: int, step: ExpertStep, scene: Scene) -> _Choice | None:
     """Weight 2: a container to open among several."""
     m = re.fullmatch(r"open (?!door)(.+)", step.action)
     closed = ("cupboard", "fridge", "freezer", "oven", "drawer", "closet", "glass jar")
@@ -373,7 +163,7 @@ def _search_container(i: int, step: ExpertStep, scene: _Scene) -> _Choice | None
     if not others:
         return None
     wanted = scene.missing[0] if scene.missing else "a pot"
-    text = f"{_start(wanted)} may be in the {m[1]} or the {others[0]}; try the {m[1]}."
+    text = f"{start(wanted)} may be in the {m[1]} or the {others[0]}; try the {m[1]}."
     return _Choice(i, 2, text, tuple(f"open {name}" for name in others))
 
 
@@ -395,39 +185,7 @@ def _pick(choices: list[_Choice], length: int) -> list[_Choice]:
     return picked
 
 
-# ---- words
-
-
-def _same(ingredient: str, thing: str) -> bool:
-    """Whether a thing ("red jam") is an ingredient of a recipe ("jam")."""
-    return set(ingredient.split()) <= set(thing.split())
-
-
 def _likely(names: Sequence[str]) -> str:
     """The exit to name besides the one taken: one with more behind it first."""
     order = ("outside", "greenhouse", "kitchen", "hallway")
     return min(names, key=lambda n: (order.index(n) if n in order else len(order), n))
-
-
-def _bare(thing: str) -> str:
-    return thing.removesuffix(" in inventory").removesuffix(" egg").removeprefix("baby ")
-
-
-def _a(thing: str) -> str:
-    return f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}"
-
-
-def _in(place: str) -> str:
-    return "outside" if place == "outside" else f"in the {place}"
-
-
-def _start(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _plural(thing: str) -> str:
-    return _start(thing) + "s"
-
-
-def _list(names: Sequence[str], word: str) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"

@@ -21,9 +21,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from spark_jax.envs.annotate import ExpertStep, Trajectory, annotate, is_animal
+from spark_jax.envs.annotate import annotate
 from spark_jax.envs.response import render_response
 from spark_jax.envs.rooms import Room, abbreviate, read_room
+from spark_jax.envs.scenes import ExpertStep, Trajectory, is_animal
 from spark_jax.envs.scienceworld import (
     GOLD_HEAP_MB,
     ScienceWorldEnvironment,

@@ -44,6 +44,12 @@ DEFAULT_TRAINED = (
     "power-component",
 )
 DEFAULT_HELD_OUT = ("find-plant", "lifespan-longest-lived-then-shortest-lived")
+# Types that ask what one knows of a name: which animal lives longest (run/rename.py).
+KNOWN_NAMES = (
+    "lifespan-longest-lived",
+    "lifespan-shortest-lived",
+    "lifespan-longest-lived-then-shortest-lived",
+)
 
 NOT_UNDERSTOOD = "No known action matches that input."
 # Said instead while the game waits for a choice (and then forgets the choice).

@@ -106,21 +106,21 @@ def normaliser(items: Iterable[tuple[Tree, SegmentWeights]]) -> float:
     With leaf weights 1 that is the number of response tokens of all leaves; with weights
     1 / (response tokens of the leaf) the very same sum is the number of leaves.
     """
-    return float(
-        sum(
-            (weights.n_G * [len(node.response_ids) for node in tree.nodes]).sum()
-            for tree, weights in items
-        )
-    )
+    return sum(_over_responses(tree, weights.n_G) for tree, weights in items)
 
 
 def likelihood_normaliser(items: Iterable[tuple[Tree, SegmentWeights]]) -> float:
     """Z of the warm-up: the sum of the likelihood's weights over all target tokens."""
     total = 0.0
     for tree, weights in items:
-        total += float(weights.nll_G @ [len(node.response_ids) for node in tree.nodes])
+        total += _over_responses(tree, weights.nll_G)
         total += float(weights.context_nll_G @ context_targets(tree))
     return total
+
+
+def _over_responses(tree: Tree, weight_G: np.ndarray) -> float:
+    """Sum of the weights of all response tokens of a tree."""
+    return float(weight_G @ [len(node.response_ids) for node in tree.nodes])
 
 
 def record_advantages(tree: Tree, weights: SegmentWeights) -> None:

@@ -22,7 +22,7 @@ from jax.experimental.pallas import triton as plgpu
 # any machine, for tests.
 Backend = Literal["xla", "pallas", "pallas_interpret"]
 
-_LOW = -1e30
+LOW = -1e30  # below any score, and finite: exp(LOW - LOW) is a number
 LEAST_QUERIES = 16  # of a matrix product on the tensor cores
 MOST_QUERIES = 64  # of a program of the prefill
 BLOCK_TOKENS = 128  # cache positions that the prefill looks at in one go
@@ -95,7 +95,7 @@ def _tile_kernel(count, pages, seen, q, k, v, max_out, sum_out, out, *, slots: i
         k_XC = k[page_X, token_X % slots, head, :]
         scores = plgpu.dot(q[...], k_XC, trans_b=True).astype(jnp.float32)
         visible = token_X[None, :] < seen[...][:, None]
-        scores = jnp.where(visible, scores, _LOW)
+        scores = jnp.where(visible, scores, LOW)
         max_M = scores.max(axis=1)
         weights = jnp.where(visible, jnp.exp(scores - max_M[:, None]), 0.0)
         v_XC = v[page_X, token_X % slots, head, :]
@@ -171,7 +171,7 @@ def _prefill_kernel(table, position, q, k, v, out, lse_out, *, slots: int, block
         k_XC = k[page_X, token_X % slots, head, :]
         scores = plgpu.dot(q_MC, k_XC, trans_b=True).astype(jnp.float32)
         visible = token_X[None, :] <= position_M[:, None]
-        scores = jnp.where(visible, scores, _LOW)
+        scores = jnp.where(visible, scores, LOW)
         new_max = jnp.maximum(max_M, scores.max(axis=1))
         shrink = jnp.exp(max_M - new_max)
         weights = jnp.where(visible, jnp.exp(scores - new_max[:, None]), 0.0)
@@ -179,7 +179,7 @@ def _prefill_kernel(table, position, q, k, v, out, lse_out, *, slots: int, block
         part = plgpu.dot(weights.astype(v_XC.dtype), v_XC).astype(jnp.float32)
         return new_max, sum_M * shrink + weights.sum(axis=1), out_MC * shrink[:, None] + part
 
-    nothing = jnp.full((M,), _LOW), jnp.zeros((M,)), jnp.zeros((M, C))
+    nothing = jnp.full((M,), LOW), jnp.zeros((M,)), jnp.zeros((M, C))
     blocks = position_M.max() // block + 1
     max_M, sum_M, out_MC = jax.lax.fori_loop(0, blocks, step, nothing)
     sum_M = jnp.maximum(sum_M, 1e-30)  # queries of padding see nothing

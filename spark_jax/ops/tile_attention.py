@@ -9,11 +9,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spark_jax.ops.gpu_kernels import Backend, tile_parts_pallas
+from spark_jax.ops.gpu_kernels import LOW, Backend, tile_parts_pallas
 
 OWN_STEP = 8  # tiles of one row looked at in one go
 SHARED_STEP = 2  # tiles of several rows looked at in one go
-_LOW = -1e30  # below any score, and finite: exp(_LOW - _LOW) is a number
 
 
 class Tiles(NamedTuple):
@@ -61,7 +60,7 @@ def tile_attention(
     q_BKGC = jnp.pad(q_BHC.reshape(B, K, G, C) * C**-0.5, ((0, 1), (0, 0), (0, 0), (0, 0)))
     position_B = jnp.pad(position_B, (0, 1), constant_values=-1)
     merged = Parts(
-        jnp.full((B + 1, K, G), _LOW, jnp.float32),
+        jnp.full((B + 1, K, G), LOW, jnp.float32),
         jnp.zeros((B + 1, K, G), jnp.float32),
         jnp.zeros((B + 1, K, G, C), jnp.float32),
     )
@@ -119,7 +118,7 @@ def _tile_parts(q_UKMC, seen_UM, page_UW, k_PSKC, v_PSKC) -> Parts:
     v_UXKC = v_PSKC[page_UW].reshape(U, W * S, K, C)
     scores = jnp.einsum("ukmc,uxkc->ukmx", q_UKMC, k_UXKC, preferred_element_type=jnp.float32)
     visible = (jnp.arange(W * S) < seen_UM[..., None])[:, None]
-    scores = jnp.where(visible, scores, _LOW)
+    scores = jnp.where(visible, scores, LOW)
     max_UKM = scores.max(-1)
     weights = jnp.where(visible, jnp.exp(scores - max_UKM[..., None]), 0.0)
     out_UKMC = jnp.einsum(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from spark_jax.models.chat import Codec
 from spark_jax.types import Start
@@ -13,24 +13,33 @@ NO_ACTION = "No action found. Answer with <action>...</action>."
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """One growing dialogue per path; text is encoded once, segment by segment."""
+    """One growing dialogue per path; text is encoded once, segment by segment.
+
+    `swap` (token -> token, its own inverse) makes the model read and write other words for some
+    things: texts are those of the environment, tokens are those of the model.
+    """
 
     codec: Codec
     system: str
     first_message: Callable[[Start], str]
+    swap: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     def prompt(self, start: Start) -> tuple[str, list[int]]:
         """Text and tokens of the prompt node."""
         user = self.first_message(start)
-        return f"{self.system}\n{user}".strip(), self.codec.encode_prompt(self.system, user)
+        tokens = self.codec.encode_prompt(self.system, user)
+        return f"{self.system}\n{user}".strip(), self._swapped(tokens)
 
     def turn(self, observation: str, response: list[int]) -> tuple[str, list[int]]:
         """Text and tokens between `response` and the next one. The end-of-turn token is ours
         (a prompt token) unless the model sampled it."""
         ended = response[-1:] == [self.codec.end_of_turn_id]
-        return observation, self.codec.encode_turn(observation, ended)
+        return observation, self._swapped(self.codec.encode_turn(observation, ended))
 
     def text(self, response: list[int]) -> str:
         """Text of sampled tokens, without the end-of-turn token."""
         end = self.codec.end_of_turn_id
-        return self.codec.decode([t for t in response if t != end])
+        return self.codec.decode(self._swapped([t for t in response if t != end]))
+
+    def _swapped(self, tokens: list[int]) -> list[int]:
+        return [self.swap.get(token, token) for token in tokens] if self.swap else tokens

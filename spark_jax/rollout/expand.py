@@ -72,8 +72,8 @@ class _Growing:
     """One tree while it grows. Nodes are keyed by their path of child indices; they get their
     numbers at the end, in depth-first order, so timing never shows in the result."""
 
-    def __init__(self, task: Task, identity: tuple, rule: TreeRule):
-        self.task, self.identity = task, identity
+    def __init__(self, task: Task, dialogue: Dialogue, identity: tuple, rule: TreeRule):
+        self.task, self.dialogue, self.identity = task, dialogue, identity
         self.nodes: dict[Indices, Node] = {}
         self.budget = Budget(rule.leaves, identity)
         self.paths: dict[Indices, _Path] = {}
@@ -106,7 +106,7 @@ def grow_trees(
     tasks: Sequence[Task],
     engine: Engine,
     environments: EnvPool,
-    dialogue: Dialogue,
+    dialogues: Sequence[Dialogue],
     rule: TreeRule,
     limits: Limits,
     identity: tuple,
@@ -116,19 +116,20 @@ def grow_trees(
     """Grows one tree per task; returns them in the order of `tasks`.
 
     Args:
+      dialogues: one per task.
       identity: (seed, phase, iteration); together with a task's occurrence in `tasks` and the path
         of child indices it keys every random draw.
       deterministic: take environment results at fixed points of the schedule, so that batches do
         not depend on how long environments take. The trees are the same either way up to rounding.
       on_tree: called with each finished tree, for progress.
     """
-    grower = _Grower(engine, environments, dialogue, rule, limits)
+    grower = _Grower(engine, environments, rule, limits)
     seen: dict[Task, int] = {}
     todo = []
-    for task in tasks:
+    for task, dialogue in zip(tasks, dialogues, strict=True):
         seen[task] = seen.get(task, -1) + 1
         who = (task.env, task.type, task.variation, task.seed, seen[task])
-        todo.append(_Growing(task, (*identity, who), rule))
+        todo.append(_Growing(task, dialogue, (*identity, who), rule))
     grower.run(todo, deterministic, on_tree)
     return [growing.tree(rule) for growing in todo]
 
@@ -136,10 +137,9 @@ def grow_trees(
 class _Grower:
     """State of one call of `grow_trees`."""
 
-    def __init__(self, engine, environments, dialogue, rule, limits):
+    def __init__(self, engine, environments, rule, limits):
         self.engine: Engine = engine
         self.environments: EnvPool = environments
-        self.dialogue: Dialogue = dialogue
         self.rule: TreeRule = rule
         self.limits: Limits = limits
         self.owner: dict[Row, tuple[_Growing, _Path | None]] = {}
@@ -191,7 +191,7 @@ class _Grower:
 
     def _plant(self, growing: _Growing, start: Start) -> None:
         """The prompt node: brought into the cache once, shared by the roots."""
-        text, tokens = self.dialogue.prompt(start)
+        text, tokens = growing.dialogue.prompt(start)
         if len(tokens) + self.limits.response_tokens > self.limits.path_tokens:
             raise UserError(
                 f"the prompt of {growing.task.type} has {len(tokens)} tokens and leaves no room "
@@ -237,11 +237,11 @@ class _Grower:
             self._roots(growing, row)
             return
         response = [*path.head, *row.response]
-        text = self.dialogue.text(response)
+        text = growing.dialogue.text(response)
         parsed = parse_response(text)
         node = Node(
             -1, -1, path.step, response_ids=row.response, logprobs=row.logprobs,
-            response=self.dialogue.text(row.response), action=parsed.action,
+            response=growing.dialogue.text(row.response), action=parsed.action,
             spark=parsed.kind == "explore" and not path.head, score=path.score,
         )  # fmt: skip
         growing.nodes[path.indices] = node
@@ -284,7 +284,7 @@ class _Grower:
         past = path.past
         if played:
             past = (*past, PastStep(node.action, result.observation))
-        text, context = self.dialogue.turn(result.observation, path.row.response)
+        text, context = growing.dialogue.turn(result.observation, path.row.response)
         tokens = path.row.tokens + context
         outcome = self._outcome(path, result, len(tokens))
         if outcome:

@@ -59,19 +59,20 @@ def base_config() -> ConfigDict:
     config.sft.optimizer = "adamw"  # adamw, or muon: from scratch it needs a third of the epochs
     config.sft.weight_decay = 0.1  # of matrices
     config.sft.rename = 0.0  # share of the dialogues in which names are swapped (run/rename.py)
-    config.sft.rename_words = 0.3  # share of their names
     config.sft.context_weight = 0.0  # loss of a token the environment wrote, beside 1 of a response
     config.sft.from_run = ""  # work folder of a run whose warm-up this one starts from; "": its own
     config.sft.extra_seconds = 0.0  # algo.name=sft: the warm-up goes on for so long instead of RL
 
     config.rl = ConfigDict()
     config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
+    config.rl.rename = 0.0  # share of the trees whose dialogue swaps names, as in sft.rename
     config.rl.train_on = "all"  # train tasks: all, or unseen (those the warm-up has no dialogue of)
     config.rl.tasks_per_iteration = 8  # trees of an iteration
     config.rl.learning_rate = 1e-4  # after warmup_steps
     config.rl.decay_to = 1.0  # share of the learning rate that is left at the end; 1: constant
     config.rl.warmup_steps = 0  # optimiser steps over which the learning rate rises to it
-    config.rl.kl_coef = 0.01  # of KL(policy || reference), k3 estimator
+    config.rl.kl_coef = 0.01  # of KL(policy || reference)
+    config.rl.kl = "k3"  # its estimator: k3, or k2 (gradient does not explode; learn/loss.py)
     config.rl.clip = 0.2  # epsilon of the clipped ratio
     config.rl.dual_clip = 3.0  # bound of the ratio for negative advantages; 0: off
     config.rl.entropy_coef = 0.001  # of the entropy bonus; 0: off

@@ -39,8 +39,8 @@ def play_panel(
             on_episode(_result(tree))
 
     trees = grow_trees(
-        panel, engine, environments, dialogue, EPISODE, limits, (seed, "eval", 0), deterministic,
-        tell,
+        panel, engine, environments, [dialogue] * len(panel), EPISODE, limits, (seed, "eval", 0),
+        deterministic, tell,
     )  # fmt: skip
     return [_result(tree) for tree in trees]
 

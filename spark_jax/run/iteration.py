@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -45,15 +47,23 @@ def rollout(
     engine: Engine,
     environments: EnvPool,
     dialogue: Dialogue,
+    swap_for: Callable[[Task, random.Random], dict[int, int]] | None = None,
     on_tree: Callable[[Tree], None] | None = None,
 ) -> tuple[list[Tree], dict[str, float]]:
-    """The trees of an iteration and the `rollout/*` and `time/*` metrics."""
+    """The trees of an iteration and the `rollout/*` and `time/*` metrics.
+
+    `swap_for`: draws which names the dialogue of a task swaps (run/rename.py).
+    """
     start = time.perf_counter()
     before = dict(environments.stats)
     tasks = tasks_of_iteration(train, config.rl.tasks_per_iteration, config.seed, iteration)
+    dialogues = [dialogue] * len(tasks)
+    if swap_for:
+        rng = random.Random(f"rename {config.seed} {iteration}")
+        dialogues = [dataclasses.replace(dialogue, swap=swap_for(task, rng)) for task in tasks]
     engine.use(params, config.rl.temperature)
     trees = grow_trees(
-        tasks, engine, environments, dialogue, tree_rule(config), limits(config),
+        tasks, engine, environments, dialogues, tree_rule(config), limits(config),
         (config.seed, "rl", iteration), config.rollout.deterministic, on_tree,
     )  # fmt: skip
     spent = {name: environments.stats[name] - before[name] for name in before}

@@ -45,6 +45,7 @@ from spark_jax.run.policy import (
     sft_steps,
 )
 from spark_jax.run.progress import Progress, duration
+from spark_jax.run.rename import swapper
 from spark_jax.run.summary import print_summary
 from spark_jax.run.treefile import drop_later_trees, write_trees
 from spark_jax.run.worlds import World, make_world
@@ -123,13 +124,15 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
                 params, opt_state = _warm_up(this, examples, params, opt_state)
             if AFTER_WARMUP not in state.evaluated and not _borrow_evaluation(this):
                 _evaluate(this, AFTER_WARMUP, params)
-            last = AFTER_MORE if config.algo.name == "sft" else AFTER_RL
-            if config.algo.name == "sft" and last not in state.evaluated:
+            sft = config.algo.name == "sft"
+            last = AFTER_MORE if sft else AFTER_RL
+            goes_on = bool(config.sft.extra_seconds if sft else config.rl.iterations)
+            if sft and goes_on and last not in state.evaluated:
                 params, opt_state = _more_warm_up(this, examples, params, opt_state)
-            elif config.algo.name != "sft" and state.iteration < config.rl.iterations:
+            elif not sft and state.iteration < config.rl.iterations:
                 state.evaluated = [name for name in state.evaluated if name != last]
                 params, opt_state = _reinforce(this, examples, params, opt_state)
-            if last not in state.evaluated:
+            if goes_on and last not in state.evaluated:
                 _evaluate(this, last, params)
                 state.step += 1
                 _save(this, params, opt_state)
@@ -289,9 +292,9 @@ def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Ca
     train, sft = this.config.train, this.config.sft
     targets = row_targets(this.config, sft.context_weight)
     shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
-    trees = [warmup.dialogue_tree(e, this.policy, train.row_tokens) for e in examples]
-    trees = [tree for tree in trees if tree is not None]
-    return shape, trees, warmup.variation(trees, this.policy, sft.rename, sft.rename_words)
+    trees = warmup.dialogue_trees(examples, this.policy, train.row_tokens)
+    vary = warmup.variation(trees, this.policy, sft.rename, this.world.known_names)
+    return shape, trees, vary
 
 
 def _stopped_rising(panels: list[float], patience: int) -> bool:
@@ -309,6 +312,13 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
     total, train = config.rl.iterations, this.world.train
     if config.rl.train_on == "unseen":
         train = unseen(train, (example.task for example in examples))
+    swap_for = None
+    if config.rl.rename:
+        trees = warmup.dialogue_trees(examples, this.policy, config.train.row_tokens)
+        swap_for = swapper(
+            trees, this.policy.codec.token_bytes(), config.rl.rename,
+            this.world.known_names,
+        )  # fmt: skip
     with Progress("rl", total, "iteration", done=state.iteration) as progress:
         while state.iteration < total:
             compiled, leaves = compilations(), 0
@@ -320,7 +330,7 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
 
             trees, values = rollout(
                 config, state.iteration, train, params, this.engine,
-                this.environments, this.dialogue, on_tree,
+                this.environments, this.dialogue, swap_for, on_tree,
             )  # fmt: skip
             params, opt_state, learned = learn(
                 config, state.iteration, trees, steps, this.policy, params, opt_state, reference

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from spark_jax.learn.loss import policy_loss, sft_loss
+from spark_jax.learn.loss import KL_ESTIMATORS, policy_loss, sft_loss
 from spark_jax.learn.optimisers import OPTIMISERS
 from spark_jax.learn.step import Steps, make_steps
 from spark_jax.models.chat import Codec
@@ -129,6 +129,7 @@ def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
         kl_coef=rl.kl_coef,
         entropy_coef=rl.entropy_coef,
         dual_clip=rl.dual_clip,
+        kl_estimator=KL_ESTIMATORS[rl.kl],
     )
     return make_steps(
         policy.config,

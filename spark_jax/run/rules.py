@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sft.optimizer": ("adamw", "muon"),
     "rl.train_on": ("all", "unseen"),
     "rl.optimizer": ("adamw", "muon"),
+    "rl.kl": ("k3", "k2"),
     "rollout.backend": ("xla", "pallas", "pallas_interpret"),
     "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
@@ -55,7 +56,7 @@ for _key in (
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
     _RULES[_key] = (lambda value: value > 0, "more than 0")
 _RULES["rl.clip"] = (lambda value: 0 < value < 1, "between 0 and 1")
-for _key in ("tree.signal_rate", "rl.decay_to", "sft.rename", "sft.rename_words"):
+for _key in ("tree.signal_rate", "rl.decay_to", "sft.rename", "rl.rename"):
     _RULES[_key] = (lambda value: 0 <= value <= 1, "between 0 and 1")
 
 

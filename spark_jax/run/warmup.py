@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spark_jax.envs.annotate import Trajectory
 from spark_jax.envs.expert import rendered_turns
+from spark_jax.envs.scenes import Trajectory
 from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.learn.credit import likelihood_normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
 from spark_jax.run.files import write_text
 from spark_jax.run.policy import Policy, to_host
-from spark_jax.run.rename import name_tokens, renamed
+from spark_jax.run.rename import WORDS, name_tokens, renamed
 from spark_jax.run.worlds import World
 from spark_jax.types import Task, Tree
 
@@ -92,14 +92,23 @@ def dialogue_tree(example: Example, policy: Policy, row_tokens: int) -> Tree | N
     return chain_tree(prompt, turns, example.task) if turns else None
 
 
+def dialogue_trees(examples: Sequence[Example], policy: Policy, row_tokens: int) -> list[Tree]:
+    """Those dialogues that fit, in order."""
+    trees = (dialogue_tree(example, policy, row_tokens) for example in examples)
+    return [tree for tree in trees if tree is not None]
+
+
 def variation(
-    trees: Sequence[Tree], policy: Policy, dialogues: float, words: float
+    trees: Sequence[Tree], policy: Policy, share: float, known_names: Sequence[str] = ()
 ) -> Callable[[Tree, random.Random], Tree]:
-    """Renames a share of the `dialogues`, a share of the names of each (run/rename.py)."""
-    names = name_tokens(trees, policy.codec.token_bytes()) if dialogues and words else []
+    """Renames a `share` of the dialogues (run/rename.py), none of the task types in
+    `known_names`."""
+    names = name_tokens(trees, policy.codec.token_bytes()) if share else []
 
     def vary(tree: Tree, rng: random.Random) -> Tree:
-        return renamed(tree, names, words, rng) if names and rng.random() < dialogues else tree
+        if not names or tree.task.type in known_names or rng.random() >= share:
+            return tree
+        return renamed(tree, names, WORDS, rng)
 
     return vary
 

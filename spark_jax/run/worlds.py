@@ -11,8 +11,8 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from spark_jax.envs import expert, scienceworld, toy
-from spark_jax.envs.annotate import ExpertStep, Trajectory
 from spark_jax.envs.base import Environment
+from spark_jax.envs.scenes import ExpertStep, Trajectory
 from spark_jax.envs.tasks import by_type
 from spark_jax.types import Start, Task, UserError
 
@@ -27,6 +27,7 @@ class World(NamedTuple):
     system: str
     first_message: Callable[[Start], str]
     experts: Experts
+    known_names: tuple[str, ...] = ()  # task types in which a name tells what the thing is
 
 
 def make_world(config: ConfigDict) -> World:
@@ -57,6 +58,7 @@ def _scienceworld(config: ConfigDict) -> World:
         system=scienceworld.system_prompt(env.prompt),
         first_message=functools.partial(scienceworld.first_message, style=env.prompt),
         experts=functools.partial(_gold, env.prompt),
+        known_names=scienceworld.KNOWN_NAMES,
     )
 
 
