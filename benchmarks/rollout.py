@@ -6,7 +6,10 @@ Every engine writes the same numbers of tokens after the same numbers of tokens 
 not matter) with the same weights. What counts is unique response tokens per second: an engine
 that samples separate episodes computes the shared beginnings again and is not paid for it. Each
 engine runs in a process of its own, one after the other. An engine that is not installed is listed
-as not measured, with the reason.
+as not measured, with the reason. Engines that cannot be installed side by side may have
+environments of their own (each with this project in it):
+
+    python benchmarks/rollout.py --pythons tunix=/envs/tunix/bin/python,vllm=/envs/vllm/bin/python
 """
 
 from __future__ import annotations
@@ -33,7 +36,12 @@ OURS = {
     "unshared": "ours, sharing off",
     "episodes": "ours, separate episodes",
 }
-PEERS = {"transformers": "transformers generate, cache carried over"}
+PEERS = {
+    "transformers": "transformers generate, cache carried over",
+    "continuous": "transformers continuous batching",
+    "tunix": "tunix sampler",
+    "vllm": "vLLM",
+}
 NAMES = OURS | PEERS
 ENGINES = tuple(NAMES)
 
@@ -46,6 +54,7 @@ def main() -> None:
     parser.add_argument("--trees", type=int, default=4, help="of the recorded ones, from the first")
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--workload", type=pathlib.Path, default=WORKLOAD)
+    parser.add_argument("--pythons", default="", help="ENGINE=PYTHON, comma separated")
     parser.add_argument("--out", type=pathlib.Path, help="write the results as JSON too")
     options = parser.parse_args()
     trees = load(options.workload)[: options.trees]
@@ -61,11 +70,13 @@ def main() -> None:
     wrong = [name for name in options.engines.split(",") if name not in NAMES]
     if wrong:
         parser.error(f"there is no engine {wrong[0]!r}; choose from {', '.join(ENGINES)}")
+    pythons = dict(pair.split("=", 1) for pair in options.pythons.split(",") if pair)
     results = []
     for rows in map(int, options.rows.split(",")):
         for engine in options.engines.split(","):
             result = {"engine": engine, "rows": rows}
-            result |= _in_a_process(engine, options.model, options.dtype, trees, rows)
+            python = pythons.get(engine, sys.executable)
+            result |= _in_a_process(python, engine, options.model, options.dtype, trees, rows)
             results.append(result)
             print(_line(result, unique), flush=True)
     print("\n" + table(results, unique))
@@ -83,8 +94,9 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def _in_a_process(*arguments) -> dict:
+def _in_a_process(python: str, *arguments) -> dict:
     context = multiprocessing.get_context("spawn")
+    context.set_executable(python)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(sender, *arguments))
     process.start()
@@ -115,16 +127,28 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
     keep_on_disk()
     loaded = load_benchmark_model(model, dtype)
     episodes = [s for tree in trees for s in tree.separate()]
+    longest = max(tree.longest() for tree in trees)
     if engine == "transformers":
         from benchmarks.engines import hf
 
         measured = hf.play(hf.load(loaded, dtype), episodes, rows)
         return measured._asdict() | {"peak_gb": _peak_gb()}
+    if engine == "tunix":
+        from benchmarks.engines import tunix_sampler
+
+        sampler = tunix_sampler.load(loaded, dtype, longest)
+        measured = tunix_sampler.play(sampler, episodes, rows, loaded.config.vocab_size)
+        return measured._asdict() | {"peak_gb": _peak_gb()}
+    if engine in ("continuous", "vllm"):
+        from benchmarks.engines import requests
+
+        with _server(engine, loaded, dtype, rows, longest) as server:
+            measured = requests.play(server, trees, rows, loaded.config.vocab_size)
+        return measured._asdict() | {"peak_gb": _peak_gb()}
 
     from benchmarks.engines import ours
     from benchmarks.limits import least_seconds, measure
 
-    longest = max(tree.longest() for tree in trees)
     sampler = ours.make_engine(loaded, rows, longest, share_prefix=engine != "unshared")
     measured = ours.play(sampler, episodes if engine == "episodes" else trees)
     out = measured._asdict() | {"peak_gb": _peak_gb()}
@@ -133,6 +157,16 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
         least = least_seconds(loaded.config, trees, rows, measured.read_tokens, limits)
         out |= {"least_seconds": least, "limits": limits._asdict()}
     return out
+
+
+def _server(engine: str, model, dtype: str, rows: int, path_tokens: int):
+    if engine == "vllm":
+        from benchmarks.engines import vllm_server
+
+        return vllm_server.serve(model, dtype, rows, path_tokens)
+    from benchmarks.engines import hf, hf_continuous
+
+    return hf_continuous.serve(hf.load(model, dtype))
 
 
 def _peak_gb() -> float:

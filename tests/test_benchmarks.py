@@ -8,7 +8,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import limits
-from benchmarks.engines import ours
+from benchmarks.engines import ours, requests
 from benchmarks.model import load_benchmark_model
 from benchmarks.rollout import WORKLOAD, table
 from benchmarks.workload import Shape, load
@@ -57,6 +57,34 @@ def test_our_engine_does_the_whole_workload_once(model, share):
     apart = ours.play(engine, [s for tree in trees for s in tree.separate()])
     assert apart.computed_tokens == 2 * (25 + 9 + 7) + 4
     assert engine.pool.used_pages == 0
+
+
+class Oracle:
+    """A server that answers the newest request first and keeps what it was asked."""
+
+    def __init__(self, short=()):
+        self.open, self.asked, self.most, self.short = [], {}, 0, short
+
+    def submit(self, name, tokens, new):
+        self.open.append((name, [7] * (new - (name in self.short))))
+        self.asked[name] = tokens
+        self.most = max(self.most, len(self.open))
+
+    def collect(self):
+        return [self.open.pop()]
+
+
+def test_a_server_gets_every_response_of_a_tree_once():
+    server = Oracle()
+    measured = requests.play(server, [SMALL, CHAIN], rows=2, vocab_size=5)
+    assert measured.computed_tokens == 36 + 4
+    assert sorted(server.asked) == ["0-1", "0-2", "0-3", "0-4", "0-5", "1-1"]
+    assert server.most == 2
+    assert len(server.asked["0-4"]) == 40 + 5 + 6 + 1 + 9
+    assert server.asked["0-2"] == server.asked["0-3"]
+    assert server.asked["0-3"][:45] == server.asked["0-1"] + [7] * 5
+    with pytest.raises(RuntimeError, match="19 tokens came back where 20"):
+        requests.play(Oracle(short=["0-2"]), [SMALL], rows=2, vocab_size=5)
 
 
 def test_least_time_by_hand(model):

@@ -28,7 +28,7 @@ def params():
 
 
 def make_engine(params, stop=NEVER, temperature=1.0, **shape):
-    sizes = dict(rows=8, slots=4, pages=256, path_tokens=96, chunk=5, prefill_tokens=16) | shape
+    sizes = dict(rows=8, slots=4, pages=256, path_tokens=96, chunk=5, prefill_tokens=48) | shape
     engine = Engine(CONFIG, EngineShape(**sizes), stop, END)
     engine.use(params, temperature)
     return engine
@@ -121,6 +121,22 @@ def test_rows_that_read_a_long_prefix_together_match_dense(params, share, slots,
     assert saved > 0.6 if share else saved == 0
     for row, start in zip(rows, starts, strict=True):
         expected = dense_logprobs(params, row.tokens, start)
+        np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
+
+
+def test_a_prefill_packs_groups_of_all_rows_and_pads_little(params):
+    """Whole groups of the first, then of the next, as far as one prefill goes; the rest later."""
+    engine = make_engine(params, pages=512, path_tokens=200, prefill_tokens=64)  # 4 groups
+    rows = [Row(prompt(i, n + 1), row_key(i), budget=1) for i, n in enumerate((40, 30, 5))]
+    for row in rows:
+        engine.add(row)
+    assert len(engine.round()) == 1  # 40 tokens are three groups; 16 of the 30 fill the fourth
+    assert [row.to_prefill for row in rows] == [0, 14, 5]
+    assert len(engine.round()) == 2
+    assert engine.stats.prefill_tokens == 75
+    assert engine.stats.prefill_slots == 64 + 32
+    for row in rows:
+        expected = dense_logprobs(params, row.tokens, len(row.tokens) - 1)
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
 
 

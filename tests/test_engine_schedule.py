@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spark_jax.cache.pool import Pages
 from spark_jax.models.config import ModelConfig
-from spark_jax.rollout.engine import Engine, EngineShape, Row
+from spark_jax.rollout.engine import GROUP, Engine, EngineShape, Row
 from spark_jax.rollout.identity import row_key
 
 CONFIG = ModelConfig(
@@ -39,12 +39,11 @@ class Dry(Engine):
             for slot in range(self.shape.slots):
                 self.memory[target, slot] = self.memory.get((source, slot))
 
-    def _prefill(self, rows, B, T):
-        assert len(rows) <= B
-        for row in rows:
-            n = min(row.to_prefill, T)
-            first = row.pages.length
-            self._write(row, row.tokens[first : first + n], first)
+    def _prefill(self, groups, G):
+        assert len(groups) <= G
+        for row, start, n in groups:
+            assert 0 < n <= GROUP
+            self._write(row, row.tokens[start : start + n], start)
 
     def _decode(self, rows, B, tiles):
         assert len(rows) <= B

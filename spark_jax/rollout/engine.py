@@ -30,6 +30,8 @@ from spark_jax.ops.tile_attention import TileLists
 from spark_jax.rollout.programs import DecodeRows, decode_chunk, prefill
 from spark_jax.types import UserError
 
+GROUP = 16  # tokens of one path that a prefill computes side by side
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineShape:
@@ -40,7 +42,7 @@ class EngineShape:
     pages: int  # pages of the pool
     path_tokens: int  # most tokens of a path
     chunk: int = 16  # decoding steps between two looks of the host
-    prefill_tokens: int = 256  # most tokens of a row that one prefill takes
+    prefill_tokens: int = 256  # most tokens of a prefill, all rows together
     share_prefix: bool = True  # decoding reads pages that rows share once (cache/tiles.py)
     backend: Backend = "xla"  # of attention (ops/gpu_kernels.py)
 
@@ -54,8 +56,10 @@ class EngineShape:
         return -(-(self.path_tokens + self.chunk) // self.slots)
 
     @property
-    def prefill_ladder(self) -> tuple[int, ...]:
-        return _ladder(self.prefill_tokens, 4, 2)
+    def group_ladder(self) -> tuple[int, ...]:
+        """Sizes of a prefill, in groups of `GROUP` tokens: what the rows of a round lack is cut
+        into such groups, so that a long prompt beside short observations costs no padding."""
+        return _ladder(-(-self.prefill_tokens // GROUP), 2, 4)
 
 
 def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
@@ -94,7 +98,8 @@ class Row:
 
 @dataclasses.dataclass
 class EngineStats:
-    prefill_tokens: int = 0  # prompt tokens computed
+    prefill_tokens: int = 0  # prompt tokens brought into the cache
+    prefill_slots: int = 0  # tokens that prefills computed, padding included
     response_tokens: int = 0  # tokens sampled
     decode_rows: int = 0  # rows x steps that the device computed, padding and ended rows included
     read_tokens: int = 0  # cached tokens that decoding attended to, a shared one counted once
@@ -142,10 +147,10 @@ class Engine:
     def compile_all(self) -> int:
         """Runs every program once on empty rows; returns their number."""
         count = 0
+        for G in self.shape.group_ladder:
+            self._prefill([], G)
+            count += 1
         for B in self.shape.row_ladder:
-            for T in self.shape.prefill_ladder:
-                self._prefill([], B, T)
-                count += 1
             self._decode([], B, self._tiles([], B))
             count += 1
         self._copy([(0, 0)])
@@ -254,35 +259,47 @@ class Engine:
         return table_BW
 
     def _prefill_round(self) -> None:
-        rows = [row for row in self.running if row.to_prefill > 0]
+        """Prefills what the running rows lack, first come first, as far as one prefill goes."""
+        rows, counts, room = [], [], self.shape.group_ladder[-1]
+        for row in self.running:
+            n = min(row.to_prefill, room * GROUP)
+            if n > 0:
+                rows.append(row)
+                counts.append(n)
+                room -= -(-n // GROUP)
         if not rows:
             return
-        counts = [min(row.to_prefill, self.shape.prefill_tokens) for row in rows]
-        self._grow(rows, [row.pages.length + n for row, n in zip(rows, counts, strict=True)])
-        B = _bucket(self.shape.row_ladder, len(rows))
-        T = _bucket(self.shape.prefill_ladder, max(counts))
-        start = time.perf_counter()
-        self._prefill(rows, B, T)
-        self.stats.device_seconds += time.perf_counter() - start
-        for row, n in zip(rows, counts, strict=True):
-            row.pages.length += n
-            self.stats.prefill_tokens += n
+        lengths = [row.pages.length + n for row, n in zip(rows, counts, strict=True)]
+        self._grow(rows, lengths)
+        groups = [
+            (row, start, min(GROUP, length - start))
+            for row, length in zip(rows, lengths, strict=True)
+            for start in range(row.pages.length, length, GROUP)
+        ]
+        G = _bucket(self.shape.group_ladder, len(groups))
+        began = time.perf_counter()
+        self._prefill(groups, G)
+        self.stats.device_seconds += time.perf_counter() - began
+        self.stats.prefill_tokens += sum(counts)
+        self.stats.prefill_slots += G * GROUP
+        for row, length in zip(rows, lengths, strict=True):
+            row.pages.length = length
 
-    def _prefill(self, rows: Sequence[Row], B: int, T: int) -> None:
-        token_BT = np.zeros((B, T), np.int32)
-        start_B, count_B = np.zeros(B, np.int32), np.zeros(B, np.int32)
-        for b, row in enumerate(rows):
-            n = min(row.to_prefill, T)
-            start_B[b], count_B[b] = row.pages.length, n
-            token_BT[b, :n] = row.tokens[row.pages.length : row.pages.length + n]
-        table_BW = self._table(rows, B)
+    def _prefill(self, groups: Sequence[tuple[Row, int, int]], G: int) -> None:
+        """`groups`: (row, position of the first token, tokens). A group may look at an earlier one
+        of its row: all keys are written before any are read."""
+        token_GT = np.zeros((G, GROUP), np.int32)
+        start_G, count_G = np.zeros((2, G), np.int32)
+        for g, (row, start, n) in enumerate(groups):
+            start_G[g], count_G[g] = start, n
+            token_GT[g, :n] = row.tokens[start : start + n]
         self.kv = prefill(
             self.params,
             self.kv,
-            token_BT,
-            start_B,
-            count_B,
-            table_BW,
+            token_GT,
+            start_G,
+            count_G,
+            self._table([row for row, _, _ in groups], G),
             config=self.config,
             backend=self.shape.backend,
         )

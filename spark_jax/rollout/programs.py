@@ -59,32 +59,33 @@ def _slots(table_BW, position_BT, valid_BT, slots: int):
 def prefill(
     params,
     kv: Kv,
-    token_BT,
-    start_B,
-    count_B,
-    table_BW,
+    token_GT,
+    start_G,
+    count_G,
+    table_GW,
     *,
     config: ModelConfig,
     backend: Backend = "xla",
 ) -> Kv:
-    """Writes keys and values of `count_B` tokens per row at positions start_B … into the pages.
+    """Writes keys and values of groups of tokens into the pages: `count_G` tokens of one path each
+    at positions start_G …, several groups of a path if it has more tokens than a group.
 
     No logits are computed: the last token of a prompt is fed by the first decoding step.
     """
-    B, T = token_BT.shape
+    G, T = token_GT.shape
     slots = kv[0][0].shape[1]
     offset_T = jnp.arange(T)
-    valid_BT = offset_T < count_B[:, None]
-    position_BT = jnp.where(valid_BT, start_B[:, None] + offset_T, 0)
-    slot_N = _slots(table_BW, position_BT, valid_BT, slots)
+    valid_GT = offset_T < count_G[:, None]
+    position_GT = jnp.where(valid_GT, start_G[:, None] + offset_T, 0)
+    slot_N = _slots(table_GW, position_GT, valid_GT, slots)
 
     def look(q_NHC, k_PSKC, v_PSKC):
-        q_BTHC = q_NHC.reshape(B, T, *q_NHC.shape[1:])
-        out_BTHC, _ = paged_attention(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT, backend)
-        return out_BTHC.reshape(q_NHC.shape)
+        q_GTHC = q_NHC.reshape(G, T, *q_NHC.shape[1:])
+        out_GTHC, _ = paged_attention(q_GTHC, k_PSKC, v_PSKC, table_GW, position_GT, backend)
+        return out_GTHC.reshape(q_NHC.shape)
 
     attend = _attend_cache(look, slot_N)
-    _, kv = forward(params, config, token_BT.reshape(-1), position_BT.reshape(-1), attend, kv)
+    _, kv = forward(params, config, token_GT.reshape(-1), position_GT.reshape(-1), attend, kv)
     return kv
 
 

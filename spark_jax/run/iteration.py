@@ -67,19 +67,21 @@ def rollout(
         (config.seed, "rl", iteration), config.rollout.deterministic, on_tree,
     )  # fmt: skip
     spent = {name: environments.stats[name] - before[name] for name in before}
+    stats = engine.stats
     metrics = rollout_metrics(trees) | {
-        "rollout/prefill_tokens": engine.stats.prefill_tokens,
-        "rollout/evictions": engine.stats.evictions,
-        "rollout/wasted_rows": 1 - engine.stats.response_tokens / max(1, engine.stats.decode_rows),
-        "rollout/shared_reads": 1 - engine.stats.read_tokens / max(1, engine.stats.row_tokens),
-        "rollout/pages": engine.stats.most_pages,
+        "rollout/prefill_tokens": stats.prefill_tokens,
+        "rollout/wasted_prefill": 1 - stats.prefill_tokens / max(1, stats.prefill_slots),
+        "rollout/evictions": stats.evictions,
+        "rollout/wasted_rows": 1 - stats.response_tokens / max(1, stats.decode_rows),
+        "rollout/shared_reads": 1 - stats.read_tokens / max(1, stats.row_tokens),
+        "rollout/pages": stats.most_pages,
         "rollout/env_steps": spent["env_steps"],
         "rollout/replay_steps": spent["replay_steps"],
         "rollout/replay_mismatches": spent["replay_mismatches"],
         "time/worker_restarts": spent["worker_restarts"],
         "time/rollout_s": time.perf_counter() - start,
-        "time/device_s": engine.stats.device_seconds,
-        "time/host_s": engine.stats.host_seconds,
+        "time/device_s": stats.device_seconds,
+        "time/host_s": stats.host_seconds,
         "time/env_s": spent["step_seconds"],
     }
     return trees, metrics

@@ -74,7 +74,7 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
         pages=rollout.pages or 1 + 2 * rollout.rows * (pages_of_a_path + 2),
         path_tokens=rollout.path_tokens,
         chunk=rollout.chunk,
-        prefill_tokens=min(256, rollout.path_tokens),
+        prefill_tokens=max(256, 32 * rollout.rows),  # an observation for every row
         share_prefix=rollout.share_prefix,
         backend=rollout.backend,
     )
