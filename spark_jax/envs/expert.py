@@ -24,7 +24,7 @@ from typing import NamedTuple
 from spark_jax.envs.annotate import annotate
 from spark_jax.envs.response import render_response
 from spark_jax.envs.rooms import Room, abbreviate, read_room
-from spark_jax.envs.scenes import ExpertStep, Trajectory, is_animal
+from spark_jax.envs.scenes import is_animal
 from spark_jax.envs.scienceworld import (
     GOLD_HEAP_MB,
     ScienceWorldEnvironment,
@@ -32,6 +32,7 @@ from spark_jax.envs.scienceworld import (
     first_message,
     system_prompt,
 )
+from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.types import Task, UserError
 
 _log = logging.getLogger(__name__)

@@ -199,17 +199,21 @@ def load_safetensors(
         return build_params(config, read, str(folder), shardings)
 
 
-def save_safetensors(params: Params, config: ModelConfig, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, which transformers and this project can load."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+def hf_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """(Hugging Face name, tensor) of every parameter, in Hugging Face's order of axes."""
     for name, spec in tensor_specs(config).items():
         node = params
         for key in spec.path:
             node = node[key]
         tensor = np.asarray(node)
-        tensors[name] = np.ascontiguousarray(tensor.T if spec.transposed else tensor)
+        yield name, np.ascontiguousarray(tensor.T if spec.transposed else tensor)
+
+
+def save_safetensors(params: Params, config: ModelConfig, folder: str | Path) -> None:
+    """Writes config.json and model.safetensors, which transformers and this project can load."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = dict(hf_tensors(params, config))
     partial = folder / (SINGLE_FILE + ".partial")  # a killed run leaves no half-written weights
     safetensors.numpy.save_file(tensors, str(partial), metadata={"format": "pt"})
     partial.rename(folder / SINGLE_FILE)

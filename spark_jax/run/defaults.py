@@ -17,8 +17,9 @@ def base_config() -> ConfigDict:
     config.seed = 0  # of everything: parameters, tasks, sampling
 
     config.env = ConfigDict()
-    config.env.name = "scienceworld"  # environment: scienceworld, or toy (instant, for tests)
-    config.env.tasks = "default"  # task types, comma separated; "default": all the protocol has
+    config.env.name = "scienceworld"  # scienceworld, webshop, or toy (instant, for tests)
+    config.env.tasks = "default"  # task types, comma separated (WebShop: synthetic or human goals)
+    config.env.data_dir = ""  # WebShop: folder with its files; "": the embedded shop
     config.env.max_steps = 16  # turns of the environment before a path is cut (step_limit)
     config.env.workers = 0  # live environments; 0: as many as cores and memory allow
     config.env.protocol = "held_out"  # held_out (has L2) or all_types (trains on every type)
@@ -98,7 +99,6 @@ def base_config() -> ConfigDict:
     config.rollout.chunk = 8  # tokens decoded on the device between two looks of the host
     config.rollout.response_tokens = 48  # sampled in one step at most
     config.rollout.path_tokens = 1536  # of a whole path with its prompt at most (token_limit)
-    config.rollout.share_prefix = True  # pages that rows share are read once; False: by each row
     config.rollout.backend = "xla"  # of the sampler's attention: xla, or pallas (kernels for GPUs)
     config.rollout.deterministic = True  # schedule does not depend on environment time
 

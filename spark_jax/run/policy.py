@@ -75,7 +75,6 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
         path_tokens=rollout.path_tokens,
         chunk=rollout.chunk,
         prefill_tokens=max(256, 32 * rollout.rows),  # an observation for every row
-        share_prefix=rollout.share_prefix,
         backend=rollout.backend,
     )
     patterns = ["</action>"]

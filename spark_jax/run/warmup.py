@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from spark_jax.envs.expert import rendered_turns
-from spark_jax.envs.scenes import Trajectory
 from spark_jax.envs.tasks import distinct_tasks
+from spark_jax.envs.trajectory import Trajectory
 from spark_jax.learn.credit import likelihood_normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch

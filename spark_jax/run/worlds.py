@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from spark_jax.envs import expert, scienceworld, toy
 from spark_jax.envs.base import Environment
-from spark_jax.envs.scenes import ExpertStep, Trajectory
 from spark_jax.envs.tasks import by_type
+from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.types import Start, Task, UserError
 
 # experts(tasks, workers, cache folder, on_done) -> annotated trajectories
@@ -32,7 +32,7 @@ class World(NamedTuple):
 
 def make_world(config: ConfigDict) -> World:
     """The world that `config.env` names."""
-    worlds = {"scienceworld": _scienceworld, "toy": _toy}
+    worlds = {"scienceworld": _scienceworld, "webshop": _webshop, "toy": _toy}
     name = config.env.name
     if name not in worlds:
         nearest = difflib.get_close_matches(name, worlds, 1, 0.0)[0]
@@ -64,6 +64,40 @@ def _scienceworld(config: ConfigDict) -> World:
 
 def _gold(style, tasks, workers, cache, on_done) -> list[Trajectory]:
     return expert.gold_paths(tasks, workers, cache, on_done, style)
+
+
+def _webshop(config: ConfigDict) -> World:
+    try:  # its packages are an extra
+        from spark_jax.envs.webshop import environment, shopper, tasks
+    except ImportError as error:
+        raise UserError(
+            f"WebShop needs a package more ({error}): pip install -e '.[webshop]'."
+        ) from error
+    env = config.env
+
+    def split(which: str) -> list[Task]:
+        return tasks.split_tasks(env.tasks, env.protocol, env.data_dir, which)
+
+    human = tasks.people_wrote(env.tasks)
+    make_env = functools.partial(environment.WebShopEnvironment, env.data_dir, human, env.prompt)
+
+    def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
+        """Paths of the scripted shopper that end with the full reward."""
+        shopper_env, out = make_env(), []
+        for i, task in enumerate(wanted, 1):
+            path = shopper.shop(shopper_env, task)
+            out += [path] if path.score >= 100.0 else []
+            on_done(i, len(wanted))
+        return out
+
+    return World(
+        make_env=make_env,
+        train=by_type(split("train")),
+        splits={which: split(which) for which in _splits(config)},
+        system=tasks.system_prompt(env.prompt),
+        first_message=functools.partial(tasks.first_message, style=env.prompt),
+        experts=experts,
+    )
 
 
 def _toy(config: ConfigDict) -> World:

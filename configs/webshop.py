@@ -1,0 +1,31 @@
+"""SPARK on WebShop.
+
+    python -m spark_jax.main --config=configs/webshop.py --workdir=runs/webshop
+    python -m spark_jax.main --config=configs/webshop.py:qwen1.5b --workdir=runs/webshop-qwen \\
+      --config.env.data_dir=/data/webshop
+
+Without `env.data_dir` the shop is the embedded one: 300 generated products, 1,251 goals. Presets:
+  tiny      a small model trained from scratch: no download, no GPU.
+  nano      smaller still, for tests: it runs in seconds and learns next to nothing.
+  smollm2, qwen1.5b, qwen7b   as in configs/scienceworld.py.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """ScienceWorld's preset with what is different in the shop."""
+    spec = importlib.util.spec_from_file_location("scienceworld", _HERE / "scienceworld.py")
+    scienceworld = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(scienceworld)
+    config = scienceworld.get_config(preset)
+    config.env.name = "webshop"
+    config.env.protocol = "all_types"
+    config.env.max_steps = 15  # the paper's
+    config.eval.splits = ("L0", "L1")
+    return config

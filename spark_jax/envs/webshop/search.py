@@ -1,0 +1,79 @@
+"""The shop's search: BM25 as Lucene computes it (k1 = 0.9, b = 0.4), over title, description, first
+bullet point and options of each product. Lucene keeps the length of a document in one byte, and so
+do we: rankings are those of the original, which runs Lucene in a Java process."""
+
+from __future__ import annotations
+
+import collections
+import heapq
+import math
+import re
+from collections.abc import Sequence
+
+import Stemmer
+
+from spark_jax.envs.webshop.catalogue import Product
+
+K1, B = 0.9, 0.4
+STOP_WORDS = frozenset(
+    "a an and are as at be but by for if in into is it no not of on or such that the their then "
+    "there these they this to was will with".split()
+)
+# Runs of letters and digits; inner apostrophes and dots join letters, inner dots and commas digits
+# (Unicode's word boundaries, as Lucene's StandardTokenizer has them).
+_WORD = re.compile(
+    r"\w+(?:['’.](?=[^\W\d_])(?<=[^\W\d_]['’.])\w+|[.,'’](?=\d)(?<=\d[.,'’])\w+"
+    r"|:(?=[^\W\d_])(?<=[^\W\d_]:)\w+)*"
+)
+_POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
+
+
+class Index:
+    """Finds products by words."""
+
+    def __init__(self, products: Sequence[Product]):
+        self._stem = Stemmer.Stemmer("porter")
+        terms = [self.terms(contents(product)) for product in products]
+        self._mean_length = sum(map(len, terms)) / len(terms)
+        self._length = [rounded_length(len(words)) for words in terms]
+        self._postings: dict[str, list[tuple[int, int]]] = collections.defaultdict(list)
+        for i, words in enumerate(terms):
+            for word, count in collections.Counter(words).items():
+                self._postings[word].append((i, count))
+
+    def terms(self, text: str) -> list[str]:
+        """Stems of a text's words, without the stop words."""
+        words = (_POSSESSIVE.sub("", word).lower() for word in _WORD.findall(text))
+        return [self._stem.stemWord(word) for word in words if word and word not in STOP_WORDS]
+
+    def search(self, query: str, most: int = 50) -> list[int]:
+        """Numbers of the products that fit best, best first; equals in the order of the shop."""
+        scores: dict[int, float] = collections.defaultdict(float)
+        for word, times in collections.Counter(self.terms(query)).items():
+            found = self._postings.get(word, ())
+            n = len(self._length)
+            idf = math.log(1 + (n - len(found) + 0.5) / (len(found) + 0.5))
+            for i, count in found:
+                norm = K1 * (1 - B + B * self._length[i] / self._mean_length)
+                scores[i] += times * idf * count / (count + norm)
+        best = heapq.nsmallest(most, scores, key=lambda i: (-round(scores[i], 4), i))
+        return best
+
+
+def contents(product: Product) -> str:
+    """The text of a product that is searched."""
+    first = product.bullets[0] if product.bullets else ""
+    options = ", and ".join(
+        f"{name}: {', '.join(values)}" for name, values in product.options.items()
+    )
+    return f"{product.title} {product.description} {first} {options}".lower()
+
+
+def rounded_length(length: int) -> int:
+    """Lucene's one-byte length (SmallFloat): exact up to 40, then four significant bits."""
+    free = 24  # lengths that have a byte of their own before the coarse ones begin
+    if length < free:
+        return length
+    value = length - free
+    shift = max(0, value.bit_length() - 4)
+    return free + (value >> shift << shift)

@@ -1,0 +1,188 @@
+"""A scripted shopper for the warm-up: it searches, opens what looks right, compares, chooses
+options and buys. It knows the goal's text and the pages it has read, nothing of the catalogue."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from spark_jax.envs.trajectory import ExpertStep, Trajectory
+from spark_jax.envs.webshop.environment import WebShopEnvironment
+from spark_jax.envs.webshop.pages import SUB_PAGES
+from spark_jax.types import StepResult, Task
+
+MOST_OPENED = 4  # products looked at before it buys the best of them
+
+
+class Wish(NamedTuple):
+    """What the instruction says."""
+
+    words: str  # attributes and kind, as one would search for them
+    attributes: tuple[str, ...]
+    kind: str
+    options: tuple[str, ...]  # values
+    limit: float
+
+
+class _Candidate(NamedTuple):
+    asin: str
+    title: str
+    price: float
+
+    @property
+    def brand(self) -> str:
+        return self.title.split()[0]
+
+
+class _Seen(NamedTuple):
+    """An opened product."""
+
+    candidate: _Candidate
+    missing: tuple[str, ...]  # attributes that no page of it mentions
+    lacks: tuple[str, ...]  # options that it does not have
+
+
+def read_wish(instruction: str) -> Wish:
+    """Of a synthetic goal, "Find me A, B KIND with C for D with size: S, and color: T, and price
+    lower than X dollars". Where B ends and the kind begins the text does not say: B is taken to be
+    the first two of four or more words. Other texts are searched for as they are."""
+    text = instruction.strip()
+    limit = re.search(r",? and price lower than ([\d.]+) dollars", text)
+    text = text[: limit.start()] if limit else text
+    begin = text.rfind(" with ", 0, text.find(": ") + 1)
+    text, asked = (text[:begin], text[begin + 6 :]) if begin >= 0 else (text, "")
+    values = re.split(r"(?:^|, and )[a-z][a-z ]*: ", asked)[1:]
+    text = re.sub(r"^(?:find me|i(?:'m| am) looking for|i need|i want)\s+", "", text, flags=re.I)
+    body, *rest = re.split(r" with | for ", text)
+    *before, kind = body.split(", ")
+    if len(kind.split()) >= 4:  # "plant based tomato salsa"
+        before = [*before, " ".join(kind.split()[:2])]
+        kind = " ".join(kind.split()[2:])
+    attributes = [*before, *(part for piece in rest for part in piece.split(", "))]
+    return Wish(
+        words=" ".join([*before, kind, *rest]).replace(",", ""),
+        attributes=tuple(attributes),
+        kind=kind,
+        options=tuple(value.strip() for value in values),
+        limit=float(limit[1]) if limit else float("inf"),
+    )
+
+
+def shop(env: WebShopEnvironment, task: Task) -> Trajectory:
+    """Plays `task` to its end."""
+    start = env.start(task)
+    wish = read_wish(start.goal)
+    visit = _Visit(env, wish)
+    visit.play()
+    return Trajectory(task, start, tuple(visit.steps), visit.score)
+
+
+class _Visit:
+    """One episode."""
+
+    def __init__(self, env: WebShopEnvironment, wish: Wish):
+        self.env, self.wish = env, wish
+        self.steps: list[ExpertStep] = []
+        self.score = 0.0
+        self.seen: list[_Seen] = []
+
+    def do(self, action: str, reasoning: str, others: Sequence[str] = ()) -> StepResult:
+        """One step; an explore step where there are `others` worth a try."""
+        result = self.env.step(action)
+        self.steps.append(
+            ExpertStep(action, result.observation, reasoning, bool(others), tuple(others))
+        )
+        self.score = result.score
+        return result
+
+    def play(self) -> None:
+        wish = self.wish
+        page = self.do(f"search[{wish.words}]", f"I need {wish.words}; search for it.")
+        candidates = rank(read_results(page.observation), wish)
+        for i, candidate in enumerate(candidates[:MOST_OPENED]):
+            others = [f"click[{c.asin}]" for c in candidates[i + 1 : i + 4]]
+            if others:
+                text = f"{candidate.brand} and others may fit; look at {candidate.brand} first."
+            else:
+                text = f"{candidate.brand} may fit; open it."
+            self.do(f"click[{candidate.asin}]", text, others)
+            found = self.inspect(candidate)
+            self.seen.append(found)
+            if not found.missing and not found.lacks and candidate.price <= wish.limit:
+                self.buy()
+                return
+            if i + 1 < min(len(candidates), MOST_OPENED):
+                self.do("click[< prev]", f"{self._flaw(found)}; go back to the others.")
+        self.settle()
+
+    def inspect(self, candidate: _Candidate) -> _Seen:
+        """Reads further pages of an opened product as long as an attribute is missing."""
+        texts = [candidate.title.lower()]
+        options = self.env.clickables()
+        lacks = tuple(value for value in self.wish.options if value not in options)
+        if not lacks and candidate.price <= self.wish.limit:
+            for page in SUB_PAGES[:2]:
+                missing = self._missing(texts)
+                if not missing:
+                    break
+                text = f"Nothing says {missing[0]} yet; see the {page}."
+                texts.append(self.do(f"click[{page}]", text).observation.lower())
+                self.do("click[< prev]", "Read; back to the product.")
+        return _Seen(candidate, self._missing(texts), lacks)
+
+    def buy(self) -> None:
+        """Chooses the options that the product has, and buys."""
+        for value in self.wish.options:
+            if value in self.env.clickables():
+                self.do(f"click[{value}]", f"{value} is asked for; choose it.")
+        self.do("click[buy now]", "All that was asked for is chosen; buy it.")
+
+    def settle(self) -> None:
+        """Nothing fits: buys what fits best, or, with nothing found, ends where it is."""
+        if not self.seen:
+            return
+        best = min(
+            self.seen,
+            key=lambda s: len(s.missing) + len(s.lacks) + (s.candidate.price > self.wish.limit),
+        )
+        if best is not self.seen[-1]:
+            text = f"{best.candidate.brand} fits best; open it again."
+            self.do("click[< prev]", "None fits; go back to the best of them.")
+            self.do(f"click[{best.candidate.asin}]", text)
+        self.buy()
+
+    def _missing(self, texts: Sequence[str]) -> tuple[str, ...]:
+        return tuple(a for a in self.wish.attributes if not any(a in text for text in texts))
+
+    def _flaw(self, seen: _Seen) -> str:
+        if seen.candidate.price > self.wish.limit:
+            return "Too expensive"
+        return f"No {seen.lacks[0]}" if seen.lacks else f"Not {seen.missing[0]}"
+
+
+def read_results(observation: str) -> list[_Candidate]:
+    """The products of a page of results."""
+    parts = re.split(r" \[SEP\] |\n", observation)  # both styles
+    out = []
+    for i, part in enumerate(parts[:-2]):
+        if re.fullmatch(r"B[0-9A-Z]{9}", part):
+            prices = re.findall(r"\$([\d.]+)", parts[i + 2])  # of a range the upper end is feared
+            out.append(_Candidate(part, parts[i + 1], max(map(float, prices), default=0.0)))
+    return out
+
+
+def rank(candidates: Sequence[_Candidate], wish: Wish) -> list[_Candidate]:
+    """Best first: of the kind, within the price, with the attributes in the title; then by the
+    shop's own order."""
+    kind = set(wish.kind.lower().split())
+
+    def key(candidate: _Candidate) -> tuple:
+        title = candidate.title.lower()
+        return (
+            candidate.price > wish.limit,
+            -len(kind & set(re.findall(r"[\w'-]+", title))),
+            -sum(attribute in title for attribute in wish.attributes),
+        )
+
+    return sorted(candidates, key=key)

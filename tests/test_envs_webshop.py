@@ -1,0 +1,389 @@
+"""WebShop: pages, search, goals and every part of the reward, by hand; the embedded shop; the
+original's file formats. With WEBSHOP_DATA=<folder of the original files> those are tested too."""
+
+import json
+import os
+import pathlib
+
+import pytest
+
+pytest.importorskip("thefuzz", reason="WebShop's packages are not installed ('.[webshop]')")
+pytest.importorskip("Stemmer", reason="WebShop's packages are not installed ('.[webshop]')")
+pytest.importorskip("ijson", reason="WebShop's packages are not installed ('.[webshop]')")
+
+from spark_jax.envs.webshop import tasks
+from spark_jax.envs.webshop.catalogue import NO_ATTRIBUTES, product_of, read_catalogue
+from spark_jax.envs.webshop.environment import WebShopEnvironment, open_shop
+from spark_jax.envs.webshop.generate import generated_catalogue, generated_files
+from spark_jax.envs.webshop.goals import NO_LIMIT, Goal, all_goals, price_limit
+from spark_jax.envs.webshop.nouns import title_nouns
+from spark_jax.envs.webshop.pages import Page, clickables, page_html, page_text
+from spark_jax.envs.webshop.reward import colour, matched_options, reward, type_reward
+from spark_jax.envs.webshop.search import Index, rounded_length
+from spark_jax.envs.webshop.shopper import read_wish, shop
+from spark_jax.types import Task, UserError
+
+
+def raw(asin, name, levels="Home › Kitchen › Mugs", query="mug", **more):
+    return {
+        "asin": asin, "name": name, "full_description": "", "small_description": [],
+        "category": "garden", "query": query, "product_category": levels, "pricing": "$12.50",
+        "customization_options": "",
+    } | more  # fmt: skip
+
+
+COLORS = {"Color": [{"value": " Navy/Blue "}, {"value": "red"}], "Size": None}
+MUG = product_of(
+    raw("B000000001", "Acme Steel Mug", customization_options=COLORS, pricing="$12.50$20.00",
+        full_description="Keeps tea warm.", small_description=["Dishwasher safe."]),
+    {"attributes": ["stainless steel", "double wall"]},
+)  # fmt: skip
+LAMP = product_of(
+    raw("B000000002", "Bright Lamp", "Home › Lighting › Lamps", "lamp", pricing=""), {}
+)
+PRODUCTS = (MUG, LAMP)
+
+
+def goal(**changes):
+    fields = dict(
+        asin=MUG.asin, instruction="Find me a mug", category="garden", query="mug",
+        title="Acme Steel Mug", levels=MUG.levels, attributes=("stainless steel",),
+        options={"color": "navy | blue"}, price_limit=30.0,
+    )  # fmt: skip
+    return Goal(**fields | changes)
+
+
+def test_a_product_is_read_by_the_originals_rules():
+    assert MUG.options == {"color": ("navy | blue", "red")}
+    assert MUG.prices == (12.5, 20.0) and MUG.price_tag == "$12.5 to $20.0"
+    assert 12.5 <= MUG.price <= 20.0 and MUG.price == MUG.price
+    assert LAMP.prices == (100.0,) and LAMP.attributes == NO_ATTRIBUTES
+
+
+# --- the reward: each part on and off ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes,chosen,expected",
+    [
+        ({}, {"color": "navy | blue"}, (1, 1, 1, True)),
+        ({}, {}, (1, 1, 0, True)),
+        ({}, {"color": "red"}, (1, 1, 0, True)),
+        ({"price_limit": 10.0}, {"color": "navy | blue"}, (1, 1, 1, False)),
+        ({"attributes": ("plastic",)}, {"color": "navy | blue"}, (1, 0, 1, True)),
+        ({"attributes": ("stainless steel", "plastic")}, {}, (1, 1, 0, True)),
+        ({"attributes": ("steel, stainless",)}, {}, (1, 1, 0, True)),  # the same words
+        ({"attributes": ("keeps tea warm",)}, {}, (1, 1, 0, True)),  # description
+        ({"attributes": ("dishwasher safe",)}, {}, (1, 1, 0, True)),  # bullet point
+        ({"attributes": ("acme",)}, {}, (1, 1, 0, True)),  # title
+        ({"options": {}}, {}, (1, 1, 0, True)),
+        ({"options": {"color": "blue ink"}}, {"color": "navy | blue"}, (1, 1, 1, True)),  # blue
+        ({"options": {"color": "navy"}}, {"color": "navy | blue"}, (1, 1, 0, True)),  # not blue
+    ],
+)
+def test_reward_by_hand(changes, chosen, expected):
+    asked = goal(**changes)
+    got = reward(asked, MUG, chosen)
+    kind, attributes, options, price = expected
+    assert got[1:] == (kind, attributes, options, price)
+    total = (attributes + options + price) / (len(asked.attributes) + len(asked.options) + 1)
+    assert got.total == pytest.approx(kind * total)
+
+
+@pytest.mark.parametrize(
+    "title,levels,query,expected",
+    [
+        ("Acme Steel Mug", "x", "y", 1.0),  # the title alone
+        ("Steel Pan One Two Three Four", "x", "y", 1.0),  # 1 of 3 nouns
+        ("Cup", MUG.levels, "mug", 0.0),  # no noun in common, whatever else fits
+        ("Acme", "Home › Kitchen › Pans", "pan", 1.0),
+    ],
+)
+def test_type_reward_by_hand(title, levels, query, expected):
+    bought = product_of(raw("B000000003", title, levels, query), {})
+    assert type_reward(goal(), bought) == expected
+
+
+def test_type_reward_with_few_nouns_in_common():
+    long = "Acme Steel Mug Cup Glass Pot Pan Bowl Plate Fork Knife Spoon"
+    other = product_of(raw("B000000003", "Acme", "a › b", "other"), {})
+    assert type_reward(goal(title=long), other) == 0.1  # 1 of 12
+    near = product_of(raw("B000000003", "Acme Steel", "a › b", "other"), {})
+    assert type_reward(goal(title=long), near) == 0.5  # 2 of 12, nothing else
+    assert type_reward(goal(title=long, query="other"), near) == 1.0
+    assert type_reward(goal(title=long, levels="b › a › c"), near) == 1.0  # two levels
+    assert type_reward(goal(title=long, levels="a › c"), near) == 0.5  # one is too few
+
+
+def test_colours_are_plain():
+    assert colour("midnight navy") == "midnight" and colour("0x12") == "0x12"
+    assert matched_options(["navy blue"], ["blue (navy)"]) == 1
+    assert matched_options(["large"], ["x-large"]) == 1  # a token set: as in the original
+    assert matched_options(["large"], ["small"]) == 0
+
+
+def test_nouns_of_titles():
+    assert title_nouns("Men's T-Shirt with 2 Pockets for Work, X") == {
+        "men", "t", "shirt", "pockets", "work",
+    }  # fmt: skip
+
+
+# --- goals --------------------------------------------------------------------------------------
+
+
+def with_instruction(**known):
+    options = {"size": [{"value": "s"}, {"value": "m"}], "color": [{"value": "red"}]}
+    return product_of(
+        raw("B000000004", "Shirt", customization_options=options),
+        {"instruction": "Find me shirt", "instruction_attributes": ["soft"]} | known,
+    )
+
+
+def test_goals_are_all_combinations_of_options():
+    shirt = with_instruction()
+    goals = all_goals([MUG, shirt])
+    assert sorted(str(dict(g.options)) for g in goals) == [
+        "{'color': 'red', 'size': 'm'}", "{'color': 'red', 'size': 's'}",
+    ]  # fmt: skip
+    limit = price_limit(shirt, shirt.asin)
+    # The higher one of two of 20, 30, 40 and 50.
+    assert {price_limit(shirt, str(key)) for key in range(50)} == {30.0, 40.0, 50.0}
+    assert goals[0].instruction.startswith("Find me shirt with color: red, and size: ")
+    assert goals[0].instruction.endswith(f", and price lower than {limit:.2f} dollars")
+    assert not all_goals([with_instruction(instruction_attributes=[])])
+
+
+def test_an_expensive_product_has_no_limit():
+    dear = product_of(raw("B000000005", "Ring", pricing="$985"), {})
+    assert price_limit(dear, "x") == NO_LIMIT
+
+
+def test_human_goals():
+    written = {"instruction": "A red shirt.", "instruction_attributes": ["soft"],
+               "instruction_options": ["red"]}  # fmt: skip
+    asks_nothing = {**written, "instruction_attributes": []}
+    shirt = product_of(raw("B000000006", "Shirt"), {}, [written, asks_nothing])
+    (only,) = all_goals([shirt], human=True)
+    assert only.instruction.startswith("A red shirt, and price lower than")
+    assert list(only.options.values()) == ["red"]
+
+
+def test_the_shuffle_is_one_for_all():
+    goals = open_shop().goals
+    assert [g.asin for g in all_goals(generated_catalogue())] == [g.asin for g in goals]
+    assert len({(g.asin, str(g.options)) for g in goals}) == len(goals)
+
+
+# --- search -------------------------------------------------------------------------------------
+
+
+def test_search_ranks_by_bm25():
+    index = Index([MUG, LAMP])
+    terms = index.terms("The Lamps' 3.5-inch mug's of U.S.A")
+    assert terms == ["lamp", "3.5", "inch", "mug", "u.s.a"]
+    assert index.search("mugs") == [0] and index.search("bright steel lamp") == [1, 0]
+    assert index.search("nothing of this") == []
+
+
+def test_lengths_are_rounded_as_in_lucene():
+    assert [rounded_length(n) for n in (0, 23, 24, 39, 40, 41, 55, 56, 100, 1000)] == [
+        0, 23, 24, 39, 40, 40, 54, 56, 96, 984,
+    ]  # fmt: skip
+
+
+# --- pages --------------------------------------------------------------------------------------
+
+
+def test_pages_read_as_in_the_original():
+    ask = "Find me a mug"
+    assert (
+        page_text(Page(), PRODUCTS, ask)
+        == "WebShop [SEP] Instruction: [SEP] Find me a mug [SEP] Search"
+    )
+    assert page_text(Page("results", (0, 1)), PRODUCTS, ask) == (
+        "Instruction: [SEP] Find me a mug [SEP] Back to Search [SEP] Page 1 (Total results: 2) "
+        "[SEP] B000000001 [SEP] Acme Steel Mug [SEP] $12.5 to $20.0 "
+        "[SEP] B000000002 [SEP] Bright Lamp [SEP] $100.0"
+    )
+    item = Page("item", (0, 1), product=0)
+    assert page_text(item, PRODUCTS, ask) == (
+        "Instruction: [SEP] Find me a mug [SEP] Back to Search [SEP] < Prev [SEP] color [SEP] "
+        "navy | blue [SEP] red [SEP] Acme Steel Mug [SEP] Price: $12.5 to $20.0 [SEP] Rating: N.A. "
+        "[SEP] Description [SEP] Features [SEP] Reviews [SEP] Attributes [SEP] Buy Now"
+    )
+    assert page_text(item, PRODUCTS, ask, "short") == (
+        "color\nnavy | blue\nred\nAcme Steel Mug\nPrice: $12.5 to $20.0\n"
+        "Description\nFeatures\nReviews\nAttributes\nBuy Now"
+    )
+    assert page_text(Page("features", (), product=0), PRODUCTS, ask, "short") == "Dishwasher safe."
+
+
+def test_fifty_results_are_five_pages():
+    many = tuple([MUG] * 50)
+    page = Page("results", tuple(range(50)), number=1)
+    assert clickables(page, many)[:2] == ["back to search", "next >"]
+    assert clickables(Page("results", tuple(range(50)), 3), many)[:3] == [
+        "back to search", "< prev", "next >",
+    ]  # fmt: skip
+    last = clickables(Page("results", tuple(range(45)), 5), many)
+    assert last[:2] == ["back to search", "< prev"] and len(last) == 2 + 5
+
+
+def test_html_marks_what_is_chosen_and_escapes_texts():
+    page = Page("item", (0,), product=0, chosen=(("color", "red"),))
+    text = page_html(page, PRODUCTS, "a <b> mug")
+    assert "<button><b>✔ red</b></button>" in text and "<button>navy | blue</button>" in text
+    assert "a &lt;b&gt; mug" in text and "<button>Buy Now</button>" in text
+
+
+# --- the environment ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def env():
+    return WebShopEnvironment()
+
+
+def test_an_oracle_earns_everything(env):
+    shop_ = open_shop()
+    for number in range(0, len(shop_.goals), 25):
+        wanted = shop_.goals[number]
+        env.start(Task("webshop", wanted.category, number))
+        product = shop_.products[shop_.number[wanted.asin.lower()]]
+        assert env.step(f"search[{product.title}]").valid
+        assert env.step(f"click[{wanted.asin}]").valid
+        for value in wanted.options.values():
+            assert env.step(f"click[{value}]").valid
+        end = env.step("click[Buy Now]")
+        assert end.done and end.success and end.score == 100.0, wanted
+
+
+def test_what_means_nothing_changes_nothing(env):
+    start = env.start(Task("webshop", "x", 0))
+    for action in (
+        "buy it",
+        "click[Buy Now]",
+        "click[next >]",
+        "search[]",
+        "look",
+        "click[B000000009]",
+    ):
+        result = env.step(action)
+        assert not result.valid and not result.done and result.observation == start.observation
+    env.step("search[lamp]")
+    assert not env.step("search[mug]").valid  # the search box is on the first page
+    assert env.step("click[back to search]").observation == start.observation
+
+
+def test_options_replace_each_other_and_pages_lead_back(env):
+    env.start(Task("webshop", "x", 0))
+    results = env.step("search[men's polo shirt]")
+    first = next(part for part in results.observation.split(" [SEP] ") if part.startswith("B0"))
+    item = env.step(f"click[{first}]")
+    sizes = [v for v in env.clickables() if v in ("small", "medium", "large", "x-large")]
+    env.step(f"click[{sizes[0]}]")
+    env.step(f"click[{sizes[1]}]")
+    assert ("size", sizes[1]) in env._page.chosen and len(env._page.chosen) == 1
+    assert env.step("click[features]").observation != item.observation
+    assert env.step("click[< prev]").observation == item.observation
+    assert ("size", sizes[1]) in env._page.chosen
+    assert env.step("click[< prev]").observation == results.observation
+    assert env._page.chosen == ()
+    second = env.step("click[next >]")
+    assert "Page 2" in second.observation
+    assert env.step("click[< prev]").observation == results.observation
+    assert "men&#x27;s polo shirt" not in env.html() and "webshop results" in env.html()
+
+
+def test_the_end_is_the_end_and_unknown_goals_are_named(env):
+    with pytest.raises(ValueError):
+        env.step("search[x]")
+    env.start(Task("webshop", "x", 0))
+    found = env.step("search[lamp]").observation
+    env.step(f"click[{next(part for part in found.split(' [SEP] ') if part.startswith('B0'))}]")
+    assert env.step("click[buy now]").done
+    with pytest.raises(ValueError):
+        env.step("search[x]")
+    with pytest.raises(UserError, match="no goal 99999: use 0 to"):
+        env.start(Task("webshop", "x", 99_999))
+
+
+# --- splits, expert, files ----------------------------------------------------------------------
+
+
+def test_splits_share_no_goal():
+    parts = {
+        s: tasks.split_tasks("default", "held_out", "", s) for s in ("train", "L0", "L1", "L2")
+    }
+    numbers = [task.variation for part in parts.values() for task in part]
+    assert len(numbers) == len(set(numbers))
+    assert {task.type for task in parts["L2"]} == {"grocery"}
+    assert not any(t.type == "grocery" for s in ("train", "L0", "L1") for t in parts[s])
+    whole = tasks.split_tasks("default", "all_types", "", "L1")
+    assert sorted(t.variation for t in whole) == list(range(250))
+    assert max(t.variation for t in parts["L2"]) < 250
+    with pytest.raises(UserError, match="no L2"):
+        tasks.split_tasks("default", "all_types", "", "L2")
+    with pytest.raises(UserError, match="synthetic"):
+        tasks.split_tasks("find-plant", "all_types", "", "L1")
+
+
+def test_the_shopper_reads_wishes():
+    wish = read_wish(
+        "Find me eco friendly, easy install night stands with storage space for living room "
+        "with color: dark brown, and item type name: a, b, and price lower than 40.00 dollars"
+    )
+    assert wish.attributes == ("eco friendly", "easy install", "storage space", "living room")
+    assert wish.kind == "night stands"
+    assert wish.options == ("dark brown", "a, b") and wish.limit == 40.0
+    assert read_wish("a red mug").words == "a red mug"
+
+
+def test_the_shopper_wins_and_marks_choices(env):
+    paths = [shop(env, Task("webshop", "x", number)) for number in range(0, 250, 2)]
+    assert sum(path.score >= 100 for path in paths) >= 0.9 * len(paths)
+    steps = [step for path in paths for step in path.steps]
+    assert 0.1 < sum(step.explore for step in steps) / len(steps) < 0.4
+    for path in paths:
+        assert path.steps[0].action.startswith("search[") and not path.steps[0].explore
+        assert all(step.alternatives for step in path.steps if step.explore)
+        replay = WebShopEnvironment()
+        replay.start(path.task)
+        assert [replay.step(s.action).observation for s in path.steps] == [
+            s.observation for s in path.steps
+        ]
+
+
+def write_shop(folder: pathlib.Path) -> None:
+    files = generated_files()
+    (folder / "items_shuffle_1000.json").write_text(json.dumps([product for product, _ in files]))
+    known = {product["asin"]: entry for product, entry in files}
+    (folder / "items_ins_v2_1000.json").write_text(json.dumps(known))
+
+
+def test_the_originals_files_are_read(tmp_path):
+    write_shop(tmp_path)
+    assert tuple(read_catalogue(tmp_path)) == generated_catalogue()
+    file = tmp_path / "items_shuffle_1000.json"
+    entries = json.loads(file.read_text())
+    twice = [{**entries[0], "name": "later"}, {**entries[0], "asin": "nan"}]
+    file.write_text(json.dumps([*entries, *twice, {**entries[0], "asin": "B0123456789"}]))
+    assert tuple(read_catalogue(tmp_path)) == generated_catalogue()
+
+
+def test_missing_and_broken_files_end_in_one_sentence(tmp_path):
+    with pytest.raises(UserError, match="items_shuffle_1000.json"):
+        read_catalogue(tmp_path)
+    write_shop(tmp_path)
+    file = tmp_path / "items_shuffle_1000.json"
+    file.write_text(file.read_text()[:5000])
+    with pytest.raises(UserError, match="cut off or not JSON"):
+        read_catalogue(tmp_path)
+
+
+@pytest.mark.skipif(not os.environ.get("WEBSHOP_DATA"), reason="WEBSHOP_DATA is not set")
+def test_real_goals_can_be_won():
+    shop_ = open_shop(os.environ["WEBSHOP_DATA"])
+    by_asin = {product.asin: product for product in shop_.products}
+    won = [reward(g, by_asin[g.asin], g.options).total == 1.0 for g in shop_.goals[:2000]]
+    assert sum(won) >= 0.99 * len(won)
