@@ -17,7 +17,7 @@ def base_config() -> ConfigDict:
     config.seed = 0  # of everything: parameters, tasks, sampling
 
     config.env = ConfigDict()
-    config.env.name = "scienceworld"  # scienceworld, webshop, or toy (instant, for tests)
+    config.env.name = "scienceworld"  # scienceworld, webshop, toy (tests), or MODULE:FUNCTION
     config.env.tasks = "default"  # task types, comma separated (WebShop: synthetic or human goals)
     config.env.data_dir = ""  # WebShop: folder with its files; "": the embedded shop
     config.env.max_steps = 16  # turns of the environment before a path is cut (step_limit)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -31,13 +32,27 @@ class World(NamedTuple):
 
 
 def make_world(config: ConfigDict) -> World:
-    """The world that `config.env` names."""
+    """The world that `config.env` names: one of ours, or MODULE:FUNCTION, a function of the config
+    that returns a World (docs/environments.md)."""
+    if ":" in config.env.name:
+        return _imported(config.env.name)(config)
     worlds = {"scienceworld": _scienceworld, "webshop": _webshop, "toy": _toy}
     name = config.env.name
     if name not in worlds:
         nearest = difflib.get_close_matches(name, worlds, 1, 0.0)[0]
         raise UserError(f"config.env.name is {name!r}; the nearest environment is {nearest}.")
     return worlds[name](config)
+
+
+def _imported(name: str) -> Callable[[ConfigDict], World]:
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"config.env.name={name} cannot be imported ({error}): it has to be MODULE:FUNCTION, "
+            "with the module on PYTHONPATH."
+        ) from error
 
 
 def _splits(config: ConfigDict) -> list[str]:
