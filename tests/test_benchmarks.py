@@ -7,7 +7,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import limits
+from benchmarks import limits, scaling
 from benchmarks.engines import ours, requests
 from benchmarks.model import load_benchmark_model
 from benchmarks.rollout import WORKLOAD, table
@@ -111,3 +111,21 @@ def test_the_table_says_why_something_was_not_measured():
     text = table(rows, unique=100)
     assert "| ours | 8 | 4.0 | 25 | 50% |" in text
     assert "not measured: not installed: torch" in text
+
+
+def test_synthetic_trees_share_three_quarters_of_their_steps():
+    wide = scaling.tree(4, 12)
+    assert len(wide.leaves) == 4
+    assert wide.response_tokens == (9 + 4 * 3) * scaling.RESPONSE
+    assert {len(wide.path(leaf)) for leaf in wide.leaves} == {13}
+    assert scaling.tree(1, 3).response_tokens == 3 * scaling.RESPONSE
+    assert len(scaling.tree(8, 1).leaves) == 8
+
+
+def test_the_scaling_series_counts_unique_and_separate_tokens(model, tmp_path):
+    (point,) = scaling.series(model, 4, [(2, [scaling.tree(2, 4)])])
+    assert point.unique_tokens == (3 + 2) * scaling.RESPONSE
+    assert point.episode_tokens == 2 * 4 * scaling.RESPONSE
+    assert "| 2 | 120 | 192 |" in scaling.table("leaves", [point])
+    scaling.plot({"leaves": [point]}, tmp_path / "plot.svg")
+    assert (tmp_path / "plot.svg").read_text().startswith("<?xml")

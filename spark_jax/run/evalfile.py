@@ -35,13 +35,21 @@ class EpisodeResult(NamedTuple):
 
 
 def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
-    """The entry of one split: counts, rate, 95 % Wilson interval, counts per type, episodes.
+    """The entry of one split: counts, rate, 95 % interval, counts per type, episodes.
+
+    The interval is Wilson's; where tasks were played several times, a bootstrap over tasks, since
+    episodes of one task are not independent.
 
     Raises:
       ValueError: no episodes.
     """
     successes = sum(r.success for r in results)
+    tasks: dict[Task, list[float]] = {}
+    for result in results:
+        tasks.setdefault(result.task, []).append(float(result.success))
     interval = wilson(successes, len(results))
+    if len(tasks) < len(results):
+        interval = bootstrap([sum(values) / len(values) for values in tasks.values()], draws=2000)
     types: dict[str, dict[str, int]] = {}
     for result in results:
         entry = types.setdefault(result.task.type, {"episodes": 0, "successes": 0})

@@ -26,11 +26,12 @@ def play_panel(
     temperature: float,
     deterministic: bool = True,
     on_episode: Callable[[EpisodeResult], None] | None = None,
+    sample: int = 0,
 ) -> list[EpisodeResult]:
     """One episode per task, in the order of the panel.
 
-    The random keys depend on (seed, task) and not on the parameters: two policies that play the
-    same panel are compared under common random numbers.
+    The random keys depend on (seed, sample, task) and not on the parameters: two policies that
+    play the same panel are compared under common random numbers.
     """
     engine.use(params, temperature)
 
@@ -39,8 +40,8 @@ def play_panel(
             on_episode(_result(tree))
 
     trees = grow_trees(
-        panel, engine, environments, [dialogue] * len(panel), EPISODE, limits, (seed, "eval", 0),
-        deterministic, tell,
+        panel, engine, environments, [dialogue] * len(panel), EPISODE, limits,
+        (seed, "eval", sample), deterministic, tell,
     )  # fmt: skip
     return [_result(tree) for tree in trees]
 

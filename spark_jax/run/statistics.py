@@ -64,6 +64,22 @@ def bootstrap(
     return Interval(float(np.mean([g.mean() for g in groups])), float(low), float(high))
 
 
+def macro_average(
+    groups: Sequence[Sequence[float]],
+    seed: int = 0,
+    draws: int = 10_000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Mean of the means of fixed groups (task types), every group weighing the same; episodes are
+    drawn inside each group, the groups themselves are not (they are all there are)."""
+    arrays = _groups([list(g) for g in groups])
+    rng = np.random.default_rng(seed)
+    means = np.mean([_means_of_resamples(g, draws, rng) for g in arrays], axis=0)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(np.mean([g.mean() for g in arrays])), float(low), float(high))
+
+
 def paired_difference(
     first: Sequence[float] | Sequence[Sequence[float]],
     second: Sequence[float] | Sequence[Sequence[float]],

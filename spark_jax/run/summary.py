@@ -8,7 +8,15 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
-from spark_jax.run.statistics import Difference, paired_difference
+from spark_jax.run.statistics import (
+    Difference,
+    Interval,
+    bootstrap,
+    macro_average,
+    paired_difference,
+    pass_at_k,
+    wilson,
+)
 
 # Column, key in eval.json, unit. Ratios are per step of an episode.
 MEASURES = (
@@ -46,6 +54,59 @@ def print_summary(evaluations: Sequence[Mapping[str, Any]], stream: TextIO | Non
         console = Console(file=stream, width=200)
     console.print(_success_table(evaluations))
     console.print(_measure_table(evaluations))
+
+
+def print_types(entry: Mapping[str, Any], stream: TextIO | None = None) -> None:
+    """Success by task type, the mean over episodes and over types, and pass@k where tasks were
+    played several times."""
+    console = Console(file=stream)
+    if not console.is_terminal:
+        console = Console(file=stream, width=200)
+    table = Table(title=f"{entry['name']}: success by task type, %", title_justify="left")
+    table.add_column("split")
+    table.add_column("task type")
+    table.add_column("episodes", justify="right")
+    table.add_column("success [95 % interval]", justify="right")
+    for row in type_rows(entry):
+        table.add_row(*row)
+    console.print(table)
+
+
+def type_rows(entry: Mapping[str, Any]) -> list[list[str]]:
+    """The cells of `print_types`."""
+    rows = []
+    for split, summary in entry["splits"].items():
+        rates = []
+        for name, counts in summary["types"].items():
+            interval = wilson(counts["successes"], counts["episodes"])
+            rates.append(interval.estimate)
+            rows.append([split, name, str(counts["episodes"]), _interval(interval)])
+        by_type: dict[str, list[float]] = {}
+        for result in summary["results"]:
+            by_type.setdefault(result["type"], []).append(float(result["success"]))
+        micro = bootstrap([float(r["success"]) for r in summary["results"]])
+        rows.append([split, "mean over episodes", str(summary["episodes"]), _interval(micro)])
+        macro = macro_average(list(by_type.values()))
+        rows.append([split, "mean over types", str(len(rates)), _interval(macro)])
+        for k, rate in passes(summary["results"]).items():
+            rows.append([split, f"pass@{k}", str(summary["episodes"]), f"{100 * rate:.1f}"])
+    return rows
+
+
+def passes(results: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """pass@k for k = 2, 4, … and all samples of a task; empty where each was played once."""
+    counts: dict[tuple[Any, ...], list[int]] = {}
+    for r in results:
+        trials = counts.setdefault((r["type"], r["variation"], r["seed"]), [0, 0])
+        trials[0] += 1
+        trials[1] += int(r["success"])
+    n = min(trials for trials, _ in counts.values())
+    ks = sorted({2**i for i in range(1, n.bit_length()) if 2**i <= n} | ({n} if n > 1 else set()))
+    return {k: sum(pass_at_k(t, s, k) for t, s in counts.values()) / len(counts) for k in ks}
+
+
+def _interval(interval: Interval) -> str:
+    return f"{100 * interval.estimate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _success_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
@@ -113,8 +174,7 @@ def _measure(summary: Mapping[str, Any], measure: tuple[str, str, float]) -> str
 def _rate(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "–"
-    low, high = summary["interval"]
-    return f"{100 * summary['success_rate']:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return _interval(Interval(summary["success_rate"], *summary["interval"]))
 
 
 def _change(difference: Difference | None) -> list[str]:

@@ -1,0 +1,115 @@
+"""Evaluates a run, or a model that was not trained here, and compares evaluations.
+
+python -m spark_jax.evaluate runs/tiny --splits=L0,L1 --samples=4
+python -m spark_jax.evaluate runs/base --config=configs/scienceworld.py:smollm2 --checkpoint=initial
+python -m spark_jax.evaluate --compare runs/spark runs/grpo
+
+A work folder brings its own config; with --config the folder may be a new one (then only the
+checkpoint "initial" makes sense: the model's own weights, prompted). Results go to eval.json of the
+work folder; an evaluation that was stopped goes on with the same command.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from spark_jax.run.command_line import Parser, exit_code, parse
+from spark_jax.run.config import read_config
+from spark_jax.run.evalfile import read_evaluations
+from spark_jax.run.summary import compare, print_summary, print_types
+from spark_jax.types import UserError
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = Parser(prog="python -m spark_jax.evaluate", description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", nargs="?", default="", help="work folder")
+    parser.add_argument(
+        "--name", default="", help="of the evaluation; default: checkpoint, samples"
+    )
+    parser.add_argument("--splits", default="", help="L0,L1,L2; default: those of the config")
+    parser.add_argument("--episodes", type=int, default=0, help="tasks of a split; 0: all of it")
+    parser.add_argument("--samples", type=int, default=1, help="episodes of each task, for pass@k")
+    parser.add_argument("--temperature", type=float, default=None, help="0: greedy")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--checkpoint",
+        default="newest",
+        help="newest, a step, reference (after the warm-up), initial",
+    )
+    parser.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="work folders: paired differences, B - A"
+    )
+    parser.add_argument(
+        "--evaluations",
+        default="",
+        help="with --compare: A's and B's names; default: the last ones",
+    )
+    options, config = parse(parser, argv)
+    if options.compare:
+        print_comparison(*options.compare, options.evaluations)
+        return
+    if not options.workdir:
+        raise UserError("name a work folder, or two after --compare.")
+    if options.samples < 1 or options.episodes < 0:
+        raise UserError("--samples has to be 1 or more and --episodes 0 or more.")
+    workdir = Path(options.workdir)
+    config = config or read_config(workdir)
+    from spark_jax.run.evaluator import Request, evaluate, leaked, seen_tasks  # JAX from here on
+
+    temperature = options.temperature
+    temperature = config.eval.temperature if temperature is None else temperature
+    name = options.name or f"{options.checkpoint} x{options.samples} T{temperature:g}"
+    if "/" in name or name.startswith("."):
+        raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
+    splits = tuple(options.splits.split(",")) if options.splits else tuple(config.eval.splits)
+    request = Request(
+        name, splits, options.episodes, options.samples, temperature, options.seed,
+        options.checkpoint,
+    )  # fmt: skip
+    entry = evaluate(config, workdir, request)
+    print_summary([entry])
+    print_types(entry)
+    seen = seen_tasks(workdir)
+    for split, summary in entry["splits"].items():
+        count = leaked(summary["results"], seen)
+        print(
+            f"{split}: {count} of {summary['episodes']} episodes play a task of the training data"
+        )
+
+
+def print_comparison(first: str, second: str, names: str) -> None:
+    """Paired differences of two runs on the episodes that both played."""
+    wanted = names.split(",") if names else ["", ""]
+    if len(wanted) != 2:
+        raise UserError("--evaluations takes two names, A's and B's, with a comma between.")
+    a, b = (_entry(folder, name) for folder, name in zip((first, second), wanted, strict=True))
+    print(f"{second} ({b['name']}) - {first} ({a['name']}), success in points:")
+    shared = sorted(set(a["splits"]) & set(b["splits"]))
+    for split in shared:
+        d = compare(a, b, split)
+        if d is None:
+            print(f"{split}: no task in common")
+            continue
+        print(
+            f"{split}: {100 * d.estimate:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}], "
+            f"p = {d.p_value:.3f}"
+        )
+    if not shared:
+        raise UserError(
+            f"{first} and {second} have no split in common: evaluate one on the other's."
+        )
+
+
+def _entry(folder: str, name: str) -> dict:
+    entries = read_evaluations(folder)
+    found = [e for e in entries if e["name"] == name] if name else entries[-1:]
+    if not found:
+        have = ", ".join(repr(e["name"]) for e in entries) or "none"
+        raise UserError(f"{folder} has no evaluation {name!r}; it has {have}.")
+    return found[-1]
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main, sys.argv[1:]))

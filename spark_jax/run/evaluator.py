@@ -1,0 +1,177 @@
+"""Evaluation by itself: any checkpoint or model, whole splits or panels, several samples a task.
+
+Episodes are appended to `evaluations/NAME.jsonl` as they end, so an evaluation that was stopped
+goes on where it was. What comes out is an entry of `eval.json` (run/evalfile.py).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from spark_jax.envs.pool import EnvPool, default_workers
+from spark_jax.envs.tasks import panel
+from spark_jax.rollout.dialogue import Dialogue
+from spark_jax.run import warmup
+from spark_jax.run.checkpoint import Checkpoints
+from spark_jax.run.compilations import keep_on_disk
+from spark_jax.run.evalfile import EpisodeResult, add_evaluation
+from spark_jax.run.evaluation import play_panel
+from spark_jax.run.files import write_text
+from spark_jax.run.policy import limits, load_policy, make_engine
+from spark_jax.run.progress import Progress
+from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
+from spark_jax.run.worlds import World, make_world
+from spark_jax.types import Task, UserError
+
+PART = 32  # episodes played, then written, at a time
+NEWEST, REFERENCE, INITIAL = "newest", "reference", "initial"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to evaluate."""
+
+    name: str
+    splits: tuple[str, ...]
+    episodes: int = 0  # of a split; 0: all of it
+    samples: int = 1  # episodes of each task
+    temperature: float = 0.4
+    seed: int = 0
+    # newest or reference (parameters after the warm-up) of the work folder's checkpoints, or
+    # initial: the model's own weights, nothing trained
+    checkpoint: str = NEWEST
+
+
+def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, Any]:
+    """Plays what `request` asks for and is not played yet; returns the entry of `eval.json`.
+
+    Raises UserError for a split that the environment does not have, or a checkpoint that is not
+    there.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.eval.splits = request.splits
+    keep_on_disk()
+    world = make_world(config)
+    policy = load_policy(config, workdir, _texts(workdir))
+    params, step = _parameters(workdir, policy.params, request.checkpoint)
+    engine = make_engine(config, policy)
+    dialogue = Dialogue(policy.codec, world.system, world.first_message)
+    file = workdir / "evaluations" / f"{request.name}.jsonl"
+    workers = config.env.workers or default_workers()
+    results: dict[str, list[EpisodeResult]] = {}
+    with EnvPool(world.make_env, workers) as environments:
+        for split in request.splits:
+            tasks = _panel(world, split, request.episodes)
+            done = _Recorded(file, request, step, split)
+            with Progress(
+                f"{request.name}, {split}", len(tasks) * request.samples, "episode", len(done)
+            ) as progress:
+                for sample in range(request.samples):
+                    left = [task for task in tasks if (sample, task) not in done]
+                    for i in range(0, len(left), PART):
+                        played = play_panel(
+                            left[i : i + PART], params, engine, environments, dialogue,
+                            limits(config), request.seed, request.temperature,
+                            config.rollout.deterministic, None, sample,
+                        )  # fmt: skip
+                        done.add(sample, played)
+                        progress.advance(len(played), success=done.success_rate())
+            results[split] = done.results(tasks, request.samples)
+    return add_evaluation(workdir, request.name, step, request.temperature, results)
+
+
+def seen_tasks(workdir: Path) -> set[Task]:
+    """Tasks that a run was trained on: those of its warm-up dialogues and of its trees."""
+    seen = set()
+    if (workdir / "warmup.jsonl").is_file():
+        seen |= {example.task for example in warmup.load_examples(workdir / "warmup.jsonl")}
+    for iteration in tree_iterations(workdir):
+        seen |= {Task(**tree["task"]) for tree in read_trees(tree_path(workdir, iteration))}
+    return seen
+
+
+def leaked(evaluated: Iterable[dict[str, Any]], seen: Iterable[Task]) -> int:
+    """How many of the evaluated episodes (`results` of eval.json) play a task of `seen`; a task is
+    the same whatever split it was drawn for."""
+    known = {(task.type, task.variation, task.seed) for task in seen}
+    return sum((r["type"], r["variation"], r["seed"]) in known for r in evaluated)
+
+
+def _panel(world: World, split: str, episodes: int) -> list[Task]:
+    tasks = world.splits[split]
+    return panel(tasks, episodes or len(tasks), 0)
+
+
+def _texts(workdir: Path) -> list[str]:
+    """What a vocabulary would be learned from, if the work folder has none yet."""
+    file = workdir / "warmup.jsonl"
+    return warmup.texts(warmup.load_examples(file)) if file.is_file() else []
+
+
+def _parameters(workdir: Path, params: Any, checkpoint: str) -> tuple[Any, int]:
+    """Parameters to play with, and the step of the run that they belong to."""
+    if checkpoint == INITIAL:
+        return params, 0
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        if checkpoint == REFERENCE:
+            return checkpoints.restore_reference(params), 0
+        if checkpoint != NEWEST and not checkpoint.isdigit():
+            raise UserError(
+                f"there is no checkpoint {checkpoint!r}: name newest, reference, initial or a step."
+            )
+        saved = checkpoints.restore(params, step=None if checkpoint == NEWEST else int(checkpoint))
+        return saved.params, saved.step
+
+
+class _Recorded:
+    """The episodes of one split in the evaluation's file. A file of other settings is put aside."""
+
+    def __init__(self, file: Path, request: Request, step: int, split: str):
+        self._file, self._split = file, split
+        self._head = {**dataclasses.asdict(request), "splits": list(request.splits), "step": step}
+        self._episodes: dict[tuple[int, Task], EpisodeResult] = {}
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        if not lines or json.loads(lines[0]) != self._head:
+            if lines:
+                file.rename(file.with_suffix(".old.jsonl"))
+            write_text(file, json.dumps(self._head) + "\n")
+            return
+        for line in lines[1:]:
+            try:
+                entry = json.loads(line)
+            except ValueError:  # the last line of a killed process
+                continue
+            task = Task(**entry.pop("task"))
+            sample = entry.pop("sample")
+            if entry.pop("of") == split:
+                self._episodes[sample, task] = EpisodeResult(task, **entry)
+
+    def __contains__(self, key: tuple[int, Task]) -> bool:
+        return key in self._episodes
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def add(self, sample: int, played: Sequence[EpisodeResult]) -> None:
+        """Writes episodes down, in one piece."""
+        lines = []
+        for result in played:
+            self._episodes[sample, result.task] = result
+            entry = {**result._asdict(), "task": vars(result.task)}
+            lines.append(json.dumps({"of": self._split, "sample": sample, **entry}) + "\n")
+        with self._file.open("a", encoding="utf-8") as out:
+            out.write("".join(lines))
+
+    def success_rate(self) -> float:
+        return sum(r.success for r in self._episodes.values()) / max(1, len(self._episodes))
+
+    def results(self, tasks: Sequence[Task], samples: int) -> list[EpisodeResult]:
+        """All episodes: the first of every task, then the second, …"""
+        return [self._episodes[sample, task] for sample in range(samples) for task in tasks]

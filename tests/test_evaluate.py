@@ -1,0 +1,124 @@
+"""The evaluation command: any checkpoint, several samples, resumed, compared, leaks counted."""
+
+import json
+import re
+
+import pytest
+
+from spark_jax.evaluate import main
+from spark_jax.run.command_line import exit_code
+from spark_jax.run.config import load_config
+from spark_jax.run.evalfile import EpisodeResult, read_evaluations, split_summary
+from spark_jax.run.evaluator import leaked, seen_tasks
+from spark_jax.run.loop import run
+from spark_jax.run.summary import passes, type_rows
+from spark_jax.types import Task
+
+SETTINGS = [
+    "sft.epochs=2", "sft.panel=0", "rl.iterations=1", "rl.tasks_per_iteration=2", "eval.episodes=4",
+    "eval.splits=L1", "checkpoint.every=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("evaluate") / "run"
+    run(load_config("configs/toy.py", SETTINGS), workdir)
+    return workdir
+
+
+def episodes(workdir, name):
+    lines = (workdir / "evaluations" / f"{name}.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines[1:]]
+
+
+def test_a_checkpoint_is_evaluated_as_the_run_did_it(trained, capsys):
+    main([str(trained), "--splits=L1", "--episodes=4", "--name=again"])
+    by_name = {e["name"]: e for e in read_evaluations(trained)}
+    assert by_name["again"]["splits"]["L1"] == by_name["after RL"]["splits"]["L1"]
+    main([str(trained), "--splits=L1", "--episodes=4", "--name=warm", "--checkpoint=reference"])
+    by_name = {e["name"]: e for e in read_evaluations(trained)}
+    warm, before = by_name["warm"], by_name["after warm-up"]
+    assert warm["splits"]["L1"]["results"] == before["splits"]["L1"]["results"]
+    out = capsys.readouterr().out
+    assert "mean over types" in out and "L1: 0 of 4 episodes play a task of the training" in out
+
+
+def test_samples_differ_and_a_stopped_evaluation_goes_on(trained, capsys):
+    arguments = [str(trained), "--splits=L0", "--episodes=6", "--samples=3", "--temperature=1"]
+    main([*arguments, "--name=samples"])
+    whole = episodes(trained, "samples")
+    assert len(whole) == 18 and {e["sample"] for e in whole} == {0, 1, 2}
+    ends = [[e["score"] for e in whole if e["sample"] == s] for s in range(3)]
+    assert ends[0] != ends[1] or ends[1] != ends[2]
+    assert "pass@2" in capsys.readouterr().out
+    # A killed process leaves whole lines and half of one.
+    file = trained / "evaluations" / "samples.jsonl"
+    text = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(text[:8]) + text[8][:20])
+    first = read_evaluations(trained)
+    main([*arguments, "--name=samples"])
+    assert read_evaluations(trained) == first
+    assert len([e for e in file.read_text().splitlines() if e.endswith("}")]) >= 19
+    # Other settings under the same name start over; nothing is thrown away.
+    main([*arguments[:-1], "--temperature=0", "--name=samples"])
+    assert (trained / "evaluations" / "samples.old.jsonl").is_file()
+    greedy = episodes(trained, "samples")
+    keys = ("task", "score", "steps")
+    by_sample = [[{k: e[k] for k in keys} for e in greedy if e["sample"] == s] for s in range(3)]
+    assert by_sample[0] == by_sample[1] == by_sample[2]
+
+
+def test_the_training_data_is_known(trained):
+    seen = seen_tasks(trained)
+    assert len([t for t in seen if t.split == "train"]) == len(seen) >= 32
+    results = [{"type": t.type, "variation": t.variation, "seed": t.seed} for t in list(seen)[:3]]
+    assert leaked([*results, {"type": "doors-3x4", "variation": 9999, "seed": 0}], seen) == 3
+    trees = (trained / "trees" / "0.jsonl").read_text()
+    assert all(Task(**json.loads(line)["task"]) in seen for line in trees.splitlines())
+
+
+def test_two_runs_are_compared_on_what_both_played(trained, tmp_path, capsys):
+    main(["--compare", str(trained), str(trained), "--evaluations=after warm-up,after RL"])
+    out = capsys.readouterr().out
+    assert re.search(r"L1: [+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\], p = \d\.\d{3}", out)
+
+
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        ([], "name a work folder"),
+        (["{run}", "--samples=0"], "--samples has to be 1 or more"),
+        (["{run}", "--name=../x"], "would be a path"),
+        (["{run}", "--checkpoint=best"], "no checkpoint 'best'"),
+        (["{run}", "--splits=L7"], "L7"),
+        (["/nowhere/at/all"], "/nowhere/at/all"),
+        (["--compare", "{run}", "{run}", "--evaluations=x,y"], "no evaluation 'x'; it has"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(trained, capsys, arguments, message):
+    code = exit_code(main, [a.replace("{run}", str(trained)) for a in arguments])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2 and message in error
+
+
+def result(variation, success, kind="a"):
+    return EpisodeResult(Task("toy", kind, variation), bool(success), 100.0 * success, 3)
+
+
+def test_pass_at_k_and_averages_by_hand():
+    results = [result(v, s) for v, s in ((0, 1), (1, 0), (0, 0), (1, 0), (0, 1), (1, 0))]
+    results += [result(2, 1, "b")] * 3
+    summary = split_summary(results)
+    assert passes(summary["results"]) == {
+        2: pytest.approx((1 + 0 + 1) / 3),
+        3: pytest.approx(2 / 3),
+    }
+    rows = type_rows({"name": "x", "splits": {"L1": summary}})
+    named = {row[1]: row[3] for row in rows}
+    assert named["mean over episodes"].startswith("55.6") and named["mean over types"].startswith(
+        f"{100 * (2 / 6 + 1) / 2:.1f}"
+    )
+    # Three samples of a task say less than three tasks: the interval is over tasks.
+    assert summary["interval"][0] == 0.0 and summary["interval"][1] == 1.0
+    assert passes(split_summary([result(0, 1), result(1, 0)])["results"]) == {}
