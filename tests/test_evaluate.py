@@ -49,7 +49,7 @@ def test_samples_differ_and_a_stopped_evaluation_goes_on(trained, capsys):
     main([*arguments, "--name=samples"])
     whole = episodes(trained, "samples")
     assert len(whole) == 18 and {e["sample"] for e in whole} == {0, 1, 2}
-    ends = [[e["score"] for e in whole if e["sample"] == s] for s in range(3)]
+    ends = [[e["response_tokens"] for e in whole if e["sample"] == s] for s in range(3)]
     assert ends[0] != ends[1] or ends[1] != ends[2]
     assert "pass@2" in capsys.readouterr().out
     # A killed process leaves whole lines and half of one.
@@ -64,7 +64,7 @@ def test_samples_differ_and_a_stopped_evaluation_goes_on(trained, capsys):
     main([*arguments[:-1], "--temperature=0", "--name=samples"])
     assert (trained / "evaluations" / "samples.old.jsonl").is_file()
     greedy = episodes(trained, "samples")
-    keys = ("task", "score", "steps")
+    keys = ("task", "score", "steps", "response_tokens")
     by_sample = [[{k: e[k] for k in keys} for e in greedy if e["sample"] == s] for s in range(3)]
     assert by_sample[0] == by_sample[1] == by_sample[2]
 

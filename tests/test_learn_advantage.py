@@ -167,3 +167,28 @@ def test_sft_weights_are_one_on_a_chain():
     tree = forked_tree()
     tree.nodes = tree.nodes[:2]
     assert list(sft_weights(tree).n_G) == [1, 1]
+
+
+def test_gigpo_compares_steps_taken_in_the_same_state():
+    """X -a-> X -b-> success; X -c-> Y -d-> failure: three steps start in X, one in Y."""
+    nodes = [
+        Node(0, -1, 0, observation="X", context_ids=[1]),
+        Node(1, 0, 1, response_ids=[7], observation="X", context_ids=[1]),
+        Node(2, 1, 2, response_ids=[7], observation="won", reward=1.0),
+        Node(3, 0, 1, response_ids=[7], observation="Y", context_ids=[1]),
+        Node(4, 3, 2, response_ids=[7], observation="lost"),
+    ]
+    tree = Tree(Task("toy", "t", 0), 2, 2, 1, "never", nodes)
+    values = np.array([0.95, 1.0, 0.0])  # of steps 1, 2 and 3
+    step = (values - values.mean()) / (values.std(ddof=1) + 1e-6)
+    got = advantage.anchor_steps(tree, np.ones(2))
+    np.testing.assert_allclose(got[0, [1, 2]], step[:2])
+    np.testing.assert_allclose(got[1, [3, 4]], [step[2], 0.0])
+    episode = per_leaf(advantage.leaf_group(tree, np.ones(2)))
+    both = advantage.ADVANTAGES["gigpo"](tree, np.ones(2))
+    np.testing.assert_allclose(both[0, [1, 2]], episode[0] + step[:2])
+    np.testing.assert_allclose(both[1, [3, 4]], episode[1] + np.array([step[2], 0.0]))
+
+
+def test_gigpo_on_a_tree_that_all_lost_is_zero():
+    assert not advantage.anchor_steps(forked_tree((0.0,) * 4), np.ones(4)).any()

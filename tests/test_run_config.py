@@ -162,6 +162,9 @@ def test_wrong_values_get_one_sentence(overrides, part):
 def test_separate_episode_algorithms_need_no_more_than_their_name():
     config = load_config(SCIENCEWORLD, ["algo.name=grpo", "tree.leaves=16"])
     assert (config.tree.signal, config.tree.roots) == ("never", 16)
+    gigpo = load_config(SCIENCEWORLD, ["algo.name=gigpo"])
+    assert gigpo.algo.advantage == "gigpo" and gigpo.tree.roots == gigpo.tree.leaves
+    assert config.algo.advantage == "leaf_group"
     same = load_config(SCIENCEWORLD, ["algo.name=grpo", "tree.signal=never", "tree.roots=8"])
     assert (same.tree.signal, same.tree.roots) == ("never", 8)
 

@@ -14,6 +14,7 @@ import numpy as np
 from spark_jax.types import Tree
 
 EPSILON = 1e-6  # added to the standard deviation
+GIGPO_DISCOUNT, GIGPO_WEIGHT = 0.95, 1.0  # gamma and omega (arXiv 2505.10978)
 
 Advantage = Callable[[Tree, np.ndarray], np.ndarray]
 
@@ -138,6 +139,28 @@ def sibling(tree: Tree, weights: np.ndarray) -> np.ndarray:
     return np.repeat(advantage_G[None, :], len(tree.leaf_ids()), axis=0)
 
 
+def anchor_steps(tree: Tree, weights: np.ndarray, discount: float = GIGPO_DISCOUNT) -> np.ndarray:
+    """Steps taken in the same state are compared with each other (GiGPO, arXiv 2505.10978, section
+    3.2): a state is the observation before the step; the value of a step of leaf l is R_l
+    discounted by the turns that were left; within a state values are normalised like rewards in
+    `leaf_group`. A state that was met once says nothing: 0."""
+    rewards, steps = leaf_rewards(tree), path_steps(tree)
+    met: dict[str, list[tuple[int, int]]] = {}  # state -> (leaf, node) that acted there
+    for leaf, end in enumerate(tree.leaf_ids()):
+        for node in tree.path(end)[1:]:
+            met.setdefault(tree.nodes[tree.nodes[node].parent].observation, []).append((leaf, node))
+    out = np.zeros((rewards.size, len(tree.nodes)))
+    for visits in met.values():
+        leaf_V, node_V = np.array(visits).T
+        left_V = steps[leaf_V] - [tree.nodes[node].step for node in node_V]
+        value_V = rewards[leaf_V] * discount**left_V
+        if not _no_variance(value_V):
+            mean = weighted_mean(value_V, weights[leaf_V])
+            std = weighted_std(value_V, weights[leaf_V])
+            out[leaf_V, node_V] = (value_V - mean) / (std + EPSILON)
+    return out
+
+
 def mix(parts: Sequence[tuple[float, Advantage]]) -> Advantage:
     """A = sum of coefficient * A_part."""
 
@@ -152,5 +175,6 @@ ADVANTAGES: dict[str, Advantage] = {
     "step_rows": step_rows,
     "no_std": no_std,
     "sibling": sibling,
+    "gigpo": mix(((1.0, leaf_group), (GIGPO_WEIGHT, anchor_steps))),
     "mix": mix(((0.5, leaf_group), (0.5, sibling))),
 }

@@ -26,15 +26,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.backend": ("xla", "pallas", "pallas_interpret"),
     "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
-    "algo.name": ("spark", "grpo", "sft"),
-    "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "mix"),
+    "algo.name": ("spark", "grpo", "gigpo", "sft"),
+    "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "gigpo", "mix"),
     "algo.leaf_weight": ("uniform", "path"),
     "algo.token_mean": ("step", "leaf"),
 }
 SPLITS = ("L0", "L1", "L2")
 
 # Algorithms that sample separate episodes: a tree that never forks, with as many roots as leaves.
-SEPARATE_EPISODES = ("grpo",)
+SEPARATE_EPISODES = ("grpo", "gigpo")
 
 # key -> (is this value good?, what it has to be). Keys not named here are free.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {}
