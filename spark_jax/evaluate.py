@@ -18,6 +18,7 @@ from pathlib import Path
 from spark_jax.run.command_line import Parser, exit_code, parse
 from spark_jax.run.config import read_config
 from spark_jax.run.evalfile import read_evaluations
+from spark_jax.run.rules import SPLITS
 from spark_jax.run.summary import compare, print_summary, print_types
 from spark_jax.types import UserError
 
@@ -64,6 +65,9 @@ def main(argv: Sequence[str]) -> None:
     if "/" in name or name.startswith("."):
         raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
     splits = tuple(options.splits.split(",")) if options.splits else tuple(config.eval.splits)
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(f"--splits names {split!r}; choose from {','.join(SPLITS)}.")
     request = Request(
         name, splits, options.episodes, options.samples, temperature, options.seed,
         options.checkpoint,

@@ -1,0 +1,192 @@
+"""An ablation sweep: every combination of some settings, several seeds, one table and one plot.
+
+    python launch/sweep.py configs/sweeps/branch.py --runs=runs/branch --seeds=0,1,2
+    python launch/sweep.py --grid tree.leaves=4,8,16 --runs=runs/leaves --config.rl.iterations=4
+
+A sweep file holds GRID, a dictionary from config keys to lists of values. Every run is a process of
+its own with its own work folder; a second call goes on where the first one stopped. --print lists
+the commands instead, for a job queue; --table only collects what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import pathlib
+import runpy
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from spark_jax.run.evalfile import read_evaluations  # noqa: E402
+from spark_jax.run.files import write_text  # noqa: E402
+from spark_jax.run.metrics import read_metrics  # noqa: E402
+from spark_jax.run.statistics import bootstrap  # noqa: E402
+
+LAST = ("after RL", "after more SFT", "after warm-up")  # what counts as a run's end, first found
+# What success is plotted against: title, metric of an RL iteration whose sum it is.
+COSTS = {
+    "sampled tokens": ("rollout/response_tokens",),
+    "environment steps": ("rollout/env_steps", "rollout/replay_steps"),
+    "seconds of RL": ("time/rollout_s", "time/update_s"),
+}
+
+
+class Cell(NamedTuple):
+    """One combination of settings: what its runs are called and what they override."""
+
+    name: str
+    overrides: tuple[str, ...]
+
+
+def cells(grid: Mapping[str, Sequence[object]]) -> list[Cell]:
+    """All combinations, in the order of the grid."""
+    out = []
+    for values in itertools.product(*grid.values()):
+        pairs = list(zip(grid, values, strict=True))
+        name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in pairs)
+        overrides = tuple(f"--config.{key}={value}" for key, value in pairs)
+        out.append(Cell(name.replace("/", "_") or "base", overrides))
+    return out
+
+
+def commands(runs, config, grid, seeds, extra) -> list[tuple[Cell, int, pathlib.Path, list[str]]]:
+    """(cell, seed, work folder, command) of every run."""
+    out = []
+    for cell in cells(grid):
+        for seed in seeds:
+            workdir = pathlib.Path(runs) / cell.name / f"seed{seed}"
+            command = [sys.executable, "-m", "spark_jax.main", f"--config={config}"]
+            command += [f"--workdir={workdir}", f"--config.seed={seed}", *cell.overrides, *extra]
+            out.append((cell, seed, workdir, command))
+    return out
+
+
+def last_evaluation(workdir: pathlib.Path) -> dict | None:
+    """The evaluation at the end of a run; None for one that has not come so far."""
+    found = {entry["name"]: entry for entry in read_evaluations(workdir)}
+    return next((found[name] for name in LAST if name in found), None)
+
+
+def costs(workdir: pathlib.Path) -> dict[str, float]:
+    """What RL has cost a run so far."""
+    rows = [row for row in read_metrics(workdir) if row["phase"] == "rl"]
+    return {
+        title: sum(row.get(key, 0.0) for row in rows for key in keys)
+        for title, keys in COSTS.items()
+    }
+
+
+def table(folders: Mapping[str, Sequence[pathlib.Path]]) -> str:
+    """Markdown: one row per cell, success in % with the interval over seeds and episodes."""
+    ends = {name: [e for f in fs if (e := last_evaluation(f))] for name, fs in folders.items()}
+    splits = sorted({split for entries in ends.values() for e in entries for split in e["splits"]})
+    lines = ["| " + " | ".join(["setting", "seeds", *splits, *COSTS]) + " |"]
+    lines.append("|---" * (2 + len(splits) + len(COSTS)) + "|")
+    for name, entries in ends.items():
+        done = [f for f in folders[name] if last_evaluation(f)]
+        row = [name, f"{len(entries)} of {len(folders[name])}"]
+        for split in splits:
+            groups = [
+                [float(r["success"]) for r in e["splits"][split]["results"]]
+                for e in entries
+                if split in e["splits"]
+            ]
+            row.append(_rate(groups) if groups else "")
+        spent = [costs(folder) for folder in done]
+        row += [
+            f"{sum(c[title] for c in spent) / len(spent):.0f}" if spent else "" for title in COSTS
+        ]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join(lines)
+
+
+def _rate(groups: list[list[float]]) -> str:
+    x = bootstrap(groups)
+    return f"{100 * x.estimate:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]"
+
+
+def curve(workdir: pathlib.Path) -> list[tuple[dict[str, float], float]]:
+    """(cost so far, success of the rollouts) after each iteration of RL."""
+    so_far = dict.fromkeys(COSTS, 0.0)
+    out = []
+    if not (workdir / "metrics.jsonl").is_file():  # not started
+        return out
+    for row in read_metrics(workdir):
+        if row["phase"] == "rl":
+            for title, keys in COSTS.items():
+                so_far[title] += sum(row.get(key, 0.0) for key in keys)
+            out.append((dict(so_far), row["rollout/success_rate"]))
+    return out
+
+
+def plot(folders: Mapping[str, Sequence[pathlib.Path]], file: pathlib.Path) -> None:
+    """Success of the rollouts against each cost, mean over the seeds of a cell."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(COSTS), figsize=(4.2 * len(COSTS), 3.6), squeeze=False)
+    for axis, title in zip(axes[0], COSTS, strict=True):
+        for name, group in folders.items():
+            curves = [c for folder in group if (c := curve(folder))]
+            if not curves:
+                continue
+            length = min(map(len, curves))
+            x = [sum(c[i][0][title] for c in curves) / len(curves) for i in range(length)]
+            y = [100 * sum(c[i][1] for c in curves) / len(curves) for i in range(length)]
+            axis.plot(x, y, "o-", markersize=3, label=name)
+        axis.set(xlabel=title, ylabel="success of rollouts, %")
+        axis.grid(alpha=0.3)
+    axes[0][0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(file)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sweep", nargs="?", help="file with GRID")
+    parser.add_argument("--grid", action="append", default=[], help="KEY=VALUE,VALUE,…; repeatable")
+    parser.add_argument("--config", default="configs/scienceworld.py")
+    parser.add_argument("--runs", required=True, help="folder of the runs' work folders")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--print", action="store_true", dest="list", help="commands, nothing runs")
+    parser.add_argument("--table", action="store_true", help="collect what is there, nothing runs")
+    options, extra = parser.parse_known_args()
+    wrong = [word for word in extra if not word.startswith("--config.")]
+    if wrong:
+        parser.error(f"unknown argument {wrong[0]}; overrides look like --config.tree.leaves=16")
+    grid = dict(runpy.run_path(options.sweep)["GRID"]) if options.sweep else {}
+    for text in options.grid:
+        key, _, values = text.partition("=")
+        grid[key] = values.split(",")
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    todo = commands(options.runs, options.config, grid, seeds, extra)
+    if options.list:
+        for _, _, _, command in todo:
+            print(shlex.join(command))
+        return
+    folders: dict[str, list[pathlib.Path]] = {}
+    failed = 0
+    for i, (cell, seed, workdir, command) in enumerate(todo, 1):
+        folders.setdefault(cell.name, []).append(workdir)
+        if not options.table:
+            print(f"[{i} of {len(todo)}] {cell.name}, seed {seed}", flush=True)
+            failed += subprocess.run(command).returncode != 0
+    runs = pathlib.Path(options.runs)
+    text = table(folders)
+    write_text(runs / "sweep.md", text + "\n")
+    plot(folders, runs / "sweep.svg")
+    print(f"\n{text}\n\n{runs / 'sweep.md'}, {runs / 'sweep.svg'}")
+    if failed:
+        sys.exit(f"{failed} of {len(todo)} runs failed; the same command goes on with them.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The WebShop config: every preset loads, and a small run goes through all phases."""
+
+import json
+import pathlib
+
+import pytest
+
+pytest.importorskip("thefuzz", reason="WebShop's packages are not installed ('.[webshop]')")
+pytest.importorskip("Stemmer", reason="WebShop's packages are not installed ('.[webshop]')")
+pytest.importorskip("ijson", reason="WebShop's packages are not installed ('.[webshop]')")
+
+from spark_jax.run.config import load_config
+from spark_jax.run.loop import run
+from spark_jax.run.worlds import make_world
+from spark_jax.types import UserError
+
+CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "webshop.py")
+
+
+@pytest.mark.parametrize("preset", ["tiny", "nano", "smollm2", "qwen1.5b", "qwen7b"])
+def test_every_preset_is_webshop(preset):
+    config = load_config(f"{CONFIG}:{preset}")
+    assert config.env.name == "webshop" and config.model.preset == preset
+    assert config.env.max_steps == 15
+
+
+def test_a_small_run_shops(tmp_path):
+    settings = """sft.trajectories=8 sft.epochs=1 sft.panel=0 rl.iterations=1 rl.minibatches=2
+        rl.tasks_per_iteration=2 tree.leaves=2 tree.roots=2 env.max_steps=4 eval.episodes=2
+        eval.splits=L1 rollout.path_tokens=768 rollout.rows=4 train.row_tokens=768
+        train.row_targets=512"""
+    evaluations = run(load_config(f"{CONFIG}:nano", settings.split()), tmp_path)
+    assert [e["splits"]["L1"]["episodes"] for e in evaluations] == [2, 2]
+    first = json.loads((tmp_path / "warmup.jsonl").read_text().splitlines()[0])
+    assert first["turns"][0][0].endswith("</action>") and "search[" in first["turns"][0][0]
+    tree = json.loads((tmp_path / "trees" / "0.jsonl").read_text().splitlines()[0])
+    assert tree["task"]["env"] == "webshop"
+
+
+def test_mistakes_are_named(tmp_path):
+    with pytest.raises(UserError, match="items_shuffle_1000.json"):
+        make_world(load_config(CONFIG, [f"env.data_dir={tmp_path}"]))
+    with pytest.raises(UserError, match="synthetic goals|human goals"):
+        make_world(load_config(CONFIG, ["env.tasks=human"]))
+    with pytest.raises(UserError, match="no kind of goals"):
+        make_world(load_config(CONFIG, ["env.tasks=find-plant"]))
