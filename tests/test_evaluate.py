@@ -3,14 +3,20 @@
 import json
 import re
 
+import jax
 import pytest
+import transformers
 
 from spark_jax.evaluate import main
+from spark_jax.export import main as export_command
+from spark_jax.models.presets import load_model
+from spark_jax.run.checkpoint import saved_parameters
 from spark_jax.run.command_line import exit_code
 from spark_jax.run.config import load_config
 from spark_jax.run.evalfile import EpisodeResult, read_evaluations, split_summary
 from spark_jax.run.evaluator import leaked, seen_tasks
 from spark_jax.run.loop import run
+from spark_jax.run.policy import load_policy
 from spark_jax.run.summary import passes, type_rows
 from spark_jax.types import Task
 
@@ -82,6 +88,32 @@ def test_two_runs_are_compared_on_what_both_played(trained, tmp_path, capsys):
     main(["--compare", str(trained), str(trained), "--evaluations=after warm-up,after RL"])
     out = capsys.readouterr().out
     assert re.search(r"L1: [+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\], p = \d\.\d{3}", out)
+
+
+def test_a_policy_is_exported_as_a_hub_folder(trained, tmp_path, capsys):
+    """The weights come back, and transformers' tokenizer writes the same conversation."""
+    export_command([str(trained), str(tmp_path / "out")])
+    assert "the model of step" in capsys.readouterr().out
+    config = load_config("configs/toy.py", SETTINGS)
+    policy = load_policy(config, trained, ())
+    params, _ = saved_parameters(trained, policy.params, "newest")
+    loaded = load_model("nano", str(tmp_path / "out"))
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), params, loaded.params)
+    assert all(jax.tree.leaves(same)) and loaded.config == policy.config
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    codec = policy.codec
+    ids = codec.encode_prompt("", "open <action>") + codec.encode_response("<think>a</think>")
+    ids += codec.encode_turn("A door.", ended=False)
+    messages = [
+        {"role": "user", "content": "open <action>"},
+        {"role": "assistant", "content": "<think>a</think>"},
+        {"role": "user", "content": "A door."},
+    ]
+    text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert tokenizer(text)["input_ids"] == ids
+    assert tokenizer.eos_token_id == codec.end_of_turn_id
+    code = exit_code(export_command, [str(trained), str(tmp_path / "out")])
+    assert code == 2 and "is not empty" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,13 @@ COMPACT = ChatFormat(
     pad=("<|pad|>",),
 )
 
+# The same for transformers: turns of the user and the system are not closed.
+COMPACT_TEMPLATE = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
 FORMATS = {"chatml": CHATML, "llama3": LLAMA3, "compact": COMPACT}
 
 
@@ -156,6 +163,21 @@ class Codec:
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id, [vocab_size]; their concatenation is what `decode` decodes."""
         return token_bytes(self._tokenizer, self.vocab_size)
+
+    def save_for_transformers(self, folder: str | Path) -> None:
+        """Writes what `transformers.AutoTokenizer` loads, with a chat template where the format is
+        our own (hub models bring theirs)."""
+        from transformers import PreTrainedTokenizerFast
+
+        names = {i: token for token, i in self._special.items()}
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=self._tokenizer,
+            eos_token=names[self.end_of_turn_id],
+            pad_token=names[self.pad_id],
+        )
+        if self._chat is COMPACT:
+            tokenizer.chat_template = COMPACT_TEMPLATE
+        tokenizer.save_pretrained(folder)
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and codec.json."""

@@ -28,6 +28,9 @@ class Restored(NamedTuple):
     state: dict[str, Any]  # the run's own state, as given to `save`
 
 
+NEWEST, REFERENCE, INITIAL = "newest", "reference", "initial"
+
+
 class Checkpoints:
     """The checkpoints of one work folder. Only one writer may have it open.
 
@@ -177,6 +180,29 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def saved_parameters(workdir: pathlib.Path | str, params: Any, checkpoint: str) -> tuple[Any, int]:
+    """Parameters of a run and the step that they belong to.
+
+    Args:
+      params: a model's own ones, in structure and place.
+      checkpoint: "newest", a step, "reference" (after the warm-up), or "initial": `params`.
+
+    Raises:
+      UserError: the run has no such checkpoint, or another model was saved.
+    """
+    if checkpoint == INITIAL:
+        return params, 0
+    if checkpoint not in (NEWEST, REFERENCE) and not checkpoint.isdigit():
+        raise UserError(
+            f"there is no checkpoint {checkpoint!r}: name newest, a step, reference or initial."
+        )
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        if checkpoint == REFERENCE:
+            return checkpoints.restore_reference(params), 0
+        saved = checkpoints.restore(params, step=None if checkpoint == NEWEST else int(checkpoint))
+        return saved.params, saved.step
 
 
 def _abstract(tree: Any) -> Any:

@@ -18,7 +18,7 @@ from spark_jax.envs.pool import EnvPool, default_workers
 from spark_jax.envs.tasks import panel
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.run import warmup
-from spark_jax.run.checkpoint import Checkpoints
+from spark_jax.run.checkpoint import NEWEST, saved_parameters
 from spark_jax.run.compilations import keep_on_disk
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation
 from spark_jax.run.evaluation import play_panel
@@ -27,10 +27,9 @@ from spark_jax.run.policy import limits, load_policy, make_engine
 from spark_jax.run.progress import Progress
 from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
 from spark_jax.run.worlds import World, make_world
-from spark_jax.types import Task, UserError
+from spark_jax.types import Task
 
 PART = 32  # episodes played, then written, at a time
-NEWEST, REFERENCE, INITIAL = "newest", "reference", "initial"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +59,7 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
     keep_on_disk()
     world = make_world(config)
     policy = load_policy(config, workdir, _texts(workdir))
-    params, step = _parameters(workdir, policy.params, request.checkpoint)
+    params, step = saved_parameters(workdir, policy.params, request.checkpoint)
     engine = make_engine(config, policy)
     dialogue = Dialogue(policy.codec, world.system, world.first_message)
     file = workdir / "evaluations" / f"{request.name}.jsonl"
@@ -113,21 +112,6 @@ def _texts(workdir: Path) -> list[str]:
     """What a vocabulary would be learned from, if the work folder has none yet."""
     file = workdir / "warmup.jsonl"
     return warmup.texts(warmup.load_examples(file)) if file.is_file() else []
-
-
-def _parameters(workdir: Path, params: Any, checkpoint: str) -> tuple[Any, int]:
-    """Parameters to play with, and the step of the run that they belong to."""
-    if checkpoint == INITIAL:
-        return params, 0
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        if checkpoint == REFERENCE:
-            return checkpoints.restore_reference(params), 0
-        if checkpoint != NEWEST and not checkpoint.isdigit():
-            raise UserError(
-                f"there is no checkpoint {checkpoint!r}: name newest, reference, initial or a step."
-            )
-        saved = checkpoints.restore(params, step=None if checkpoint == NEWEST else int(checkpoint))
-        return saved.params, saved.step
 
 
 class _Recorded:
