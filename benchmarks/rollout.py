@@ -17,12 +17,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import pathlib
 import platform
 import resource
+import subprocess
 import sys
+import tempfile
 import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -57,8 +58,13 @@ def main() -> None:
     parser.add_argument("--workload", type=pathlib.Path, default=WORKLOAD)
     parser.add_argument("--pythons", default="", help="ENGINE=PYTHON, comma separated")
     parser.add_argument("--out", type=pathlib.Path, help="write the results as JSON too")
+    parser.add_argument("--one", type=pathlib.Path, help=argparse.SUPPRESS)  # the child's result
     options = parser.parse_args()
     trees = load(options.workload)[: options.trees]
+    if options.one:
+        result = _run(options.engines, options.model, options.dtype, trees, int(options.rows))
+        options.one.write_text(json.dumps(result))
+        return
     leaves = sum(len(tree.leaves) for tree in trees)
     unique = sum(tree.response_tokens for tree in trees)
     episodes = sum(s.response_tokens for tree in trees for s in tree.separate())
@@ -77,7 +83,7 @@ def main() -> None:
         for engine in options.engines.split(","):
             result = {"engine": engine, "rows": rows}
             python = pythons.get(engine, sys.executable)
-            result |= _in_a_process(python, engine, options.model, options.dtype, trees, rows)
+            result |= _in_a_process(python, engine, rows, options)
             results.append(result)
             print(_line(result, unique), flush=True)
     print("\n" + table(results, unique))
@@ -95,30 +101,25 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.is_file() else []
 
 
-def _in_a_process(python: str, *arguments) -> dict:
-    context = multiprocessing.get_context("spawn")
-    context.set_executable(python)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(sender, *arguments))
-    process.start()
-    sender.close()
-    try:
-        return receiver.recv()
-    except EOFError:
-        return {"reason": f"its process ended with exit code {process.exitcode}"}
-    finally:
-        process.join()
+def _in_a_process(python: str, engine: str, rows: int, options) -> dict:
+    """Measures one engine in a process of its own, with its own interpreter."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        arguments = [f"--engines={engine}", f"--rows={rows}", f"--one={out.name}"]
+        arguments += [f"--{name}={getattr(options, name)}" for name in ("model", "dtype", "trees")]
+        command = [python, __file__, *arguments, f"--workload={options.workload}"]
+        code = subprocess.run(command, stdout=sys.stderr).returncode
+        text = pathlib.Path(out.name).read_text()
+    return json.loads(text) if text else {"reason": f"its process ended with exit code {code}"}
 
 
-def _run(sender, engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> None:
+def _run(engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> dict:
     try:
-        out = _measure(engine, model, dtype, trees, rows)
+        return _measure(engine, model, dtype, trees, rows)
     except ImportError as error:
-        out = {"reason": f"not installed: {error}"}
+        return {"reason": f"not installed: {error}"}
     except Exception as error:  # noqa: BLE001  one engine must not end the table
         traceback.print_exc()
-        out = {"reason": f"{type(error).__name__}: {error}"}
-    sender.send(out)
+        return {"reason": f"{type(error).__name__}: {error}"}
 
 
 def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> dict:

@@ -10,7 +10,6 @@ the commands instead, for a job queue; --table only collects what is there.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import pathlib
 import runpy
@@ -22,12 +21,14 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from spark_jax.run.command_line import Parser, exit_code  # noqa: E402
+from spark_jax.run.config import read_config  # noqa: E402
 from spark_jax.run.evalfile import read_evaluations  # noqa: E402
 from spark_jax.run.files import write_text  # noqa: E402
 from spark_jax.run.metrics import read_metrics  # noqa: E402
 from spark_jax.run.statistics import bootstrap  # noqa: E402
+from spark_jax.types import UserError  # noqa: E402
 
-LAST = ("after RL", "after more SFT", "after warm-up")  # what counts as a run's end, first found
 # What success is plotted against: title, metric of an RL iteration whose sum it is.
 COSTS = {
     "sampled tokens": ("rollout/response_tokens",),
@@ -68,8 +69,16 @@ def commands(runs, config, grid, seeds, extra) -> list[tuple[Cell, int, pathlib.
 
 def last_evaluation(workdir: pathlib.Path) -> dict | None:
     """The evaluation at the end of a run; None for one that has not come so far."""
-    found = {entry["name"]: entry for entry in read_evaluations(workdir)}
-    return next((found[name] for name in LAST if name in found), None)
+    if not (workdir / "config.json").is_file():
+        return None
+    config = read_config(workdir)
+    name = "after warm-up"
+    if config.algo.name == "sft" and config.sft.extra_seconds:
+        name = "after more SFT"
+    elif config.algo.name != "sft" and config.rl.iterations:
+        name = "after RL"
+    found = [entry for entry in read_evaluations(workdir) if entry["name"] == name]
+    return found[0] if found else None
 
 
 def costs(workdir: pathlib.Path) -> dict[str, float]:
@@ -149,29 +158,49 @@ def plot(folders: Mapping[str, Sequence[pathlib.Path]], file: pathlib.Path) -> N
     plt.close(figure)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sweep", nargs="?", help="file with GRID")
+def read_grid(file: str, texts: Sequence[str]) -> dict[str, list]:
+    """GRID of a sweep file, and `KEY=VALUE,VALUE` of --grid. Raises UserError for mistakes."""
+    grid = {}
+    if file:
+        if not pathlib.Path(file).is_file():
+            raise UserError(f"there is no sweep file {file}; configs/sweeps has some.")
+        grid = runpy.run_path(file).get("GRID")
+        if not isinstance(grid, dict) or not grid:
+            raise UserError(
+                f"{file} has no GRID, a dictionary from config keys to value lists."
+            )
+    for text in texts:
+        key, _, values = text.partition("=")
+        if not key or not values:
+            raise UserError(f"--grid {text} has to be KEY=VALUE,VALUE, e.g. tree.leaves=4,8,16.")
+        grid = {**grid, key: values.split(",")}
+    return grid
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = Parser(prog="launch/sweep.py", description=__doc__.splitlines()[0])
+    parser.add_argument("sweep", nargs="?", default="", help="file with GRID")
     parser.add_argument("--grid", action="append", default=[], help="KEY=VALUE,VALUE,…; repeatable")
     parser.add_argument("--config", default="configs/scienceworld.py")
-    parser.add_argument("--runs", required=True, help="folder of the runs' work folders")
-    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--runs", default="", help="folder of the runs' work folders")
+    parser.add_argument("--seeds", default="0", help="numbers, comma separated")
     parser.add_argument("--print", action="store_true", dest="list", help="commands, nothing runs")
     parser.add_argument("--table", action="store_true", help="collect what is there, nothing runs")
-    options, extra = parser.parse_known_args()
-    wrong = [word for word in extra if not word.startswith("--config.")]
-    if wrong:
-        parser.error(f"unknown argument {wrong[0]}; overrides look like --config.tree.leaves=16")
-    grid = dict(runpy.run_path(options.sweep)["GRID"]) if options.sweep else {}
-    for text in options.grid:
-        key, _, values = text.partition("=")
-        grid[key] = values.split(",")
+    extra = [word for word in argv if word.startswith("--config.")]
+    if any("=" not in word for word in extra):
+        raise UserError("overrides are one word here: --config.tree.leaves=16.")
+    options = parser.parse_args([word for word in argv if word not in extra])
+    if not options.runs:
+        raise UserError("--runs names the folder for the runs; it is missing.")
+    if not all(seed.isdigit() for seed in options.seeds.split(",")):
+        raise UserError(f"--seeds is {options.seeds!r}; it has to be numbers such as 0,1,2.")
     seeds = [int(seed) for seed in options.seeds.split(",")]
+    grid = read_grid(options.sweep, options.grid)
     todo = commands(options.runs, options.config, grid, seeds, extra)
     if options.list:
         for _, _, _, command in todo:
             print(shlex.join(command))
-        return
+        return 0
     folders: dict[str, list[pathlib.Path]] = {}
     failed = 0
     for i, (cell, seed, workdir, command) in enumerate(todo, 1):
@@ -185,8 +214,9 @@ def main() -> None:
     plot(folders, runs / "sweep.svg")
     print(f"\n{text}\n\n{runs / 'sweep.md'}, {runs / 'sweep.svg'}")
     if failed:
-        sys.exit(f"{failed} of {len(todo)} runs failed; the same command goes on with them.")
+        print(f"{failed} of {len(todo)} runs failed; the same command goes on.", file=sys.stderr)
+    return int(failed > 0)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(exit_code(main, sys.argv[1:]))

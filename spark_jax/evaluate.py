@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--evaluations",
         default="",
-        help="with --compare: A's and B's names; default: the last ones",
+        help="with --compare: A's and B's names; default: the last that both have",
     )
     options, config = parse(parser, argv)
     if options.compare:
@@ -84,31 +84,44 @@ def main(argv: Sequence[str]) -> None:
 
 
 def print_comparison(first: str, second: str, names: str) -> None:
-    """Paired differences of two runs on the episodes that both played."""
-    wanted = names.split(",") if names else ["", ""]
+    """Paired differences of two runs on the tasks that both played."""
+    wanted = names.split(",") if names else _last_of_both(first, second)
     if len(wanted) != 2:
         raise UserError("--evaluations takes two names, A's and B's, with a comma between.")
     a, b = (_entry(folder, name) for folder, name in zip((first, second), wanted, strict=True))
-    print(f"{second} ({b['name']}) - {first} ({a['name']}), success in points:")
     shared = sorted(set(a["splits"]) & set(b["splits"]))
+    if not shared:
+        raise UserError(f"{first} and {second} have no split in common: evaluate both on one.")
+    print(f"B = {second}, {_describe(b)}\nA = {first}, {_describe(a)}\nB - A, success in points:")
     for split in shared:
         d = compare(a, b, split)
         if d is None:
             print(f"{split}: no task in common")
             continue
-        print(
-            f"{split}: {100 * d.estimate:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}], "
-            f"p = {d.p_value:.3f}"
-        )
-    if not shared:
+        p = "p < 0.001" if d.p_value < 0.001 else f"p = {d.p_value:.3f}"
+        print(f"{split}: {100 * d.estimate:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}], {p}")
+
+
+def _last_of_both(first: str, second: str) -> list[str]:
+    """The latest evaluation of the first folder whose name the second one has too, twice."""
+    names = [e["name"] for e in read_evaluations(second)]
+    both = [e["name"] for e in read_evaluations(first) if e["name"] in names]
+    if not both:
         raise UserError(
-            f"{first} and {second} have no split in common: evaluate one on the other's."
+            f"{first} and {second} have no evaluation of one name: name two with --evaluations."
         )
+    return both[-1:] * 2
+
+
+def _describe(entry: dict) -> str:
+    episodes = {split: summary["episodes"] for split, summary in entry["splits"].items()}
+    counts = ", ".join(f"{n} of {split}" for split, n in episodes.items())
+    return f"{entry['name']!r} (step {entry['step']}, temperature {entry['temperature']}; {counts})"
 
 
 def _entry(folder: str, name: str) -> dict:
     entries = read_evaluations(folder)
-    found = [e for e in entries if e["name"] == name] if name else entries[-1:]
+    found = [e for e in entries if e["name"] == name]
     if not found:
         have = ", ".join(repr(e["name"]) for e in entries) or "none"
         raise UserError(f"{folder} has no evaluation {name!r}; it has {have}.")

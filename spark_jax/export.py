@@ -21,13 +21,14 @@ def export(workdir: Path, folder: Path, checkpoint: str = "newest") -> int:
     holds something already.
     """
     from spark_jax.models.presets import Model, save_model
-    from spark_jax.run.checkpoint import saved_parameters
+    from spark_jax.run.checkpoint import check_checkpoint, saved_parameters
     from spark_jax.run.policy import load_policy
 
     config = read_config(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; choose a new folder.")
-    policy = load_policy(config, workdir, ())
+    check_checkpoint(workdir, checkpoint)
+    policy = load_policy(config, workdir, None)
     params, step = saved_parameters(workdir, policy.params, checkpoint)
     save_model(Model(policy.config, params, policy.codec), folder)
     policy.codec.save_for_transformers(folder)

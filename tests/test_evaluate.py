@@ -58,6 +58,7 @@ def test_samples_differ_and_a_stopped_evaluation_goes_on(trained, capsys):
     ends = [[e["response_tokens"] for e in whole if e["sample"] == s] for s in range(3)]
     assert ends[0] != ends[1] or ends[1] != ends[2]
     assert "pass@2" in capsys.readouterr().out
+    assert len(whole) == len({(e["sample"], str(e["task"])) for e in whole})
     # A killed process leaves whole lines and half of one.
     file = trained / "evaluations" / "samples.jsonl"
     text = file.read_text().splitlines(keepends=True)
@@ -65,10 +66,10 @@ def test_samples_differ_and_a_stopped_evaluation_goes_on(trained, capsys):
     first = read_evaluations(trained)
     main([*arguments, "--name=samples"])
     assert read_evaluations(trained) == first
-    assert len([e for e in file.read_text().splitlines() if e.endswith("}")]) >= 19
+    assert sorted(map(str, episodes(trained, "samples"))) == sorted(map(str, whole))
     # Other settings under the same name start over; nothing is thrown away.
     main([*arguments[:-1], "--temperature=0", "--name=samples"])
-    assert (trained / "evaluations" / "samples.old.jsonl").is_file()
+    assert (trained / "evaluations" / "samples.old0.jsonl").is_file()
     greedy = episodes(trained, "samples")
     keys = ("task", "score", "steps", "response_tokens")
     by_sample = [[{k: e[k] for k in keys} for e in greedy if e["sample"] == s] for s in range(3)]
@@ -84,6 +85,14 @@ def test_the_training_data_is_known(trained):
     assert all(Task(**json.loads(line)["task"]) in seen for line in trees.splitlines())
 
 
+def test_episodes_of_other_settings_are_not_taken_over(trained):
+    arguments = [str(trained), "--splits=L1", "--episodes=3", "--name=longer"]
+    main([*arguments, "--config=configs/toy.py"])
+    longer = ["--config=configs/toy.py", "--config.env.max_steps=1"]
+    main([*arguments, *longer])
+    assert all(e["steps"] == 1 for e in episodes(trained, "longer"))
+
+
 def test_two_runs_are_compared_on_what_both_played(trained, tmp_path, capsys):
     main(["--compare", str(trained), str(trained), "--evaluations=after warm-up,after RL"])
     out = capsys.readouterr().out
@@ -95,7 +104,7 @@ def test_a_policy_is_exported_as_a_hub_folder(trained, tmp_path, capsys):
     export_command([str(trained), str(tmp_path / "out")])
     assert "the model of step" in capsys.readouterr().out
     config = load_config("configs/toy.py", SETTINGS)
-    policy = load_policy(config, trained, ())
+    policy = load_policy(config, trained, None)
     params, _ = saved_parameters(trained, policy.params, "newest")
     loaded = load_model("nano", str(tmp_path / "out"))
     same = jax.tree.map(lambda a, b: bool((a == b).all()), params, loaded.params)
@@ -125,11 +134,16 @@ def test_a_policy_is_exported_as_a_hub_folder(trained, tmp_path, capsys):
         (["{run}", "--checkpoint=best"], "no checkpoint 'best'"),
         (["{run}", "--splits=L7"], "L7"),
         (["/nowhere/at/all"], "/nowhere/at/all"),
+        (["{new}", "--config=configs/toy.py"], "holds no checkpoint"),
+        (["{new}", "--config=configs/toy.py", "--checkpoint=initial"], "has no vocabulary"),
         (["--compare", "{run}", "{run}", "--evaluations=x,y"], "no evaluation 'x'; it has"),
     ],
 )
 def test_mistakes_end_in_one_sentence(trained, capsys, arguments, message):
-    code = exit_code(main, [a.replace("{run}", str(trained)) for a in arguments])
+    new = trained.parent / "new"
+    places = {"{run}": str(trained), "{new}": str(new)}
+    code = exit_code(main, [places.get(a, a) for a in arguments])
+    assert not new.exists()
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and message in error
 
@@ -148,9 +162,8 @@ def test_pass_at_k_and_averages_by_hand():
     }
     rows = type_rows({"name": "x", "splits": {"L1": summary}})
     named = {row[1]: row[3] for row in rows}
-    assert named["mean over episodes"].startswith("55.6") and named["mean over types"].startswith(
-        f"{100 * (2 / 6 + 1) / 2:.1f}"
-    )
+    assert named["mean over episodes"].startswith("55.6 [0.0, 100.0]")
+    assert named["mean over types"].startswith(f"{100 * (2 / 6 + 1) / 2:.1f}")
     # Three samples of a task say less than three tasks: the interval is over tasks.
     assert summary["interval"][0] == 0.0 and summary["interval"][1] == 1.0
     assert passes(split_summary([result(0, 1), result(1, 0)])["results"]) == {}

@@ -10,7 +10,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from launch import sweep
-from spark_jax.run.config import load_config
+from spark_jax.run.command_line import exit_code
+from spark_jax.run.config import load_config, start_or_resume
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation
 from spark_jax.types import Task
 
@@ -44,6 +45,7 @@ def test_every_sweep_of_the_paper_is_valid(file):
 def finished(folder, successes, tokens):
     results = [EpisodeResult(Task("toy", "a", i), i < successes, 0.0, 1) for i in range(10)]
     folder.mkdir(parents=True)
+    start_or_resume(folder, load_config(str(ROOT / "configs" / "toy.py")))
     add_evaluation(folder, "after warm-up", 1, 0.4, {"L1": results[:5]})
     add_evaluation(folder, "after RL", 9, 0.4, {"L1": results})
     rows = [
@@ -60,8 +62,13 @@ def test_the_table_has_the_last_evaluation_and_the_costs(tmp_path):
     finished(tmp_path / "a" / "seed1", 4, 300)
     folders = {
         "a": [tmp_path / "a" / "seed0", tmp_path / "a" / "seed1"],
-        "b": [tmp_path / "b" / "seed0"],
+        "b": [tmp_path / "b" / "seed0", tmp_path / "b" / "seed1"],
     }
+    # A run in the middle of RL has an evaluation, but not its last one.
+    finished(tmp_path / "b" / "seed1", 9, 100)
+    entries = json.loads((tmp_path / "b" / "seed1" / "eval.json").read_text())
+    entries["evaluations"].pop()
+    (tmp_path / "b" / "seed1" / "eval.json").write_text(json.dumps(entries))
     lines = sweep.table(folders).splitlines()
     head = [cell.strip() for cell in lines[0].strip("|").split("|")]
     a, b = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:])
@@ -74,7 +81,7 @@ def test_the_table_has_the_last_evaluation_and_the_costs(tmp_path):
         "seconds of RL",
     ]
     assert a[:2] == ["a", "2 of 2"] and a[2].startswith("30.0 [") and a[3:] == ["800", "16", "12"]
-    assert b[:2] == ["b", "0 of 1"]
+    assert b[:2] == ["b", "0 of 2"]
     points = sweep.curve(tmp_path / "a" / "seed1")
     assert points[-1] == (
         {"sampled tokens": 1200, "environment steps": 16, "seconds of RL": 12.0},
@@ -84,9 +91,19 @@ def test_the_table_has_the_last_evaluation_and_the_costs(tmp_path):
     assert (tmp_path / "plot.svg").stat().st_size > 1000
 
 
-def test_an_unknown_argument_is_named():
-    wrong = subprocess.run(
-        [sys.executable, "launch/sweep.py", "--runs=x", "--tree.leaves=3"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert wrong.returncode == 2 and "--tree.leaves=3" in wrong.stderr
+@pytest.mark.parametrize(
+    "arguments,message",
+    [
+        (["--runs=x", "--tree.leaves=3"], "--tree.leaves=3"),
+        (["--runs=x", "no/such.py"], "no sweep file no/such.py"),
+        (["--runs=x", "configs/toy.py"], "has no GRID"),
+        (["--runs=x", "--grid=tree.leaves"], "KEY=VALUE"),
+        (["--runs=x", "--seeds=a"], "--seeds is 'a'"),
+        (["--runs=x", "--config.tree.leaves", "4"], "one word"),
+        ([], "--runs"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert exit_code(sweep.main, arguments) == 2
+    assert message in capsys.readouterr().err

@@ -173,10 +173,10 @@ def test_gigpo_compares_steps_taken_in_the_same_state():
     """X -a-> X -b-> success; X -c-> Y -d-> failure: three steps start in X, one in Y."""
     nodes = [
         Node(0, -1, 0, observation="X", context_ids=[1]),
-        Node(1, 0, 1, response_ids=[7], observation="X", context_ids=[1]),
-        Node(2, 1, 2, response_ids=[7], observation="won", reward=1.0),
-        Node(3, 0, 1, response_ids=[7], observation="Y", context_ids=[1]),
-        Node(4, 3, 2, response_ids=[7], observation="lost"),
+        Node(1, 0, 1, response_ids=[7], action="a", observation="X", context_ids=[1]),
+        Node(2, 1, 2, response_ids=[7], action="b", observation="won", reward=1.0),
+        Node(3, 0, 1, response_ids=[7], action="c", observation="Y", context_ids=[1]),
+        Node(4, 3, 2, response_ids=[7], action="d", observation="lost"),
     ]
     tree = Tree(Task("toy", "t", 0), 2, 2, 1, "never", nodes)
     values = np.array([0.95, 1.0, 0.0])  # of steps 1, 2 and 3
@@ -188,6 +188,23 @@ def test_gigpo_compares_steps_taken_in_the_same_state():
     both = advantage.ADVANTAGES["gigpo"](tree, np.ones(2))
     np.testing.assert_allclose(both[0, [1, 2]], episode[0] + step[:2])
     np.testing.assert_allclose(both[1, [3, 4]], episode[1] + np.array([step[2], 0.0]))
+
+
+def test_gigpo_does_not_take_silence_for_a_state():
+    """After a response without an action the state is the one before it."""
+    nodes = [
+        Node(0, -1, 0, observation="X", context_ids=[1]),
+        Node(1, 0, 1, response_ids=[7], observation="No action.", context_ids=[1]),
+        Node(2, 1, 2, response_ids=[7], action="a", observation="won", reward=1.0),
+        Node(3, 0, 1, response_ids=[7], action="b", observation="Y", context_ids=[1]),
+        Node(4, 3, 2, response_ids=[7], observation="No action.", context_ids=[1]),
+        Node(5, 4, 3, response_ids=[7], action="c", observation="lost"),
+    ]
+    got = advantage.anchor_steps(Tree(Task("toy", "t", 0), 2, 2, 1, "never", nodes), np.ones(2))
+    values = np.array([0.95, 1.0, 0.0])  # steps 1, 2 and 3 start in X; steps 4 and 5 in Y
+    expected = (values - values.mean()) / (values.std(ddof=1) + 1e-6)
+    np.testing.assert_allclose([got[0, 1], got[0, 2], got[1, 3]], expected)
+    assert got[1, 4] == got[1, 5] == 0.0
 
 
 def test_gigpo_on_a_tree_that_all_lost_is_zero():

@@ -28,7 +28,7 @@ def make_engine(model: Model, rows: int, path_tokens: int, share_prefix: bool) -
         pages=1 + 2 * rows * (pages_of_a_path + 2),
         path_tokens=path_tokens,
         chunk=chunk,
-        prefill_tokens=256,
+        prefill_tokens=max(256, 32 * rows),  # as run/policy.py
         share_prefix=share_prefix,
     )
     never = np.zeros((2, model.config.vocab_size), np.int32)  # state 0 stays, 1 accepts

@@ -75,7 +75,7 @@ def play(sampler: Sampler, episodes: Sequence[Shape], rows: int, vocab_size: int
     for exponent in range(6, _power_of_two(longest).bit_length()):  # compile before the clock runs
         _sample(sampler, [[1] * 8] * rows, 2**exponent)
     rng = np.random.default_rng(0)
-    start, steps = time.perf_counter(), 0
+    start, steps, computed = time.perf_counter(), 0, 0
     for batch in batches:
         paths: list[list[int]] = [[] for _ in batch]
         for turn in range(1, len(batch[0].response)):
@@ -93,12 +93,13 @@ def play(sampler: Sampler, episodes: Sequence[Shape], rows: int, vocab_size: int
                     new[i] += ids
                 left -= NEW_TOKENS
                 steps += NEW_TOKENS
+                computed += NEW_TOKENS * len(alive)
             for i in alive:
                 paths[i] += new[i][: batch[i].response[turn]]
     wanted = sum(e.response_tokens for e in episodes)
     return Measured(
         seconds=time.perf_counter() - start,
-        computed_tokens=steps * rows,
+        computed_tokens=computed,
         wasted=1.0 - wanted / (steps * rows),
     )
 

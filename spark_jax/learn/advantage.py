@@ -140,15 +140,15 @@ def sibling(tree: Tree, weights: np.ndarray) -> np.ndarray:
 
 
 def anchor_steps(tree: Tree, weights: np.ndarray, discount: float = GIGPO_DISCOUNT) -> np.ndarray:
-    """Steps taken in the same state are compared with each other (GiGPO, arXiv 2505.10978, section
-    3.2): a state is the observation before the step; the value of a step of leaf l is R_l
-    discounted by the turns that were left; within a state values are normalised like rewards in
-    `leaf_group`. A state that was met once says nothing: 0."""
+    """Steps taken in the same state are compared with each other (GiGPO, arXiv 2505.10978): a state
+    is the last observation before the step; the value of a step of leaf l is R_l discounted by the
+    turns that were left; within a state values are normalised like rewards in `leaf_group`. A state
+    that was met once says nothing: 0."""
     rewards, steps = leaf_rewards(tree), path_steps(tree)
     met: dict[str, list[tuple[int, int]]] = {}  # state -> (leaf, node) that acted there
     for leaf, end in enumerate(tree.leaf_ids()):
         for node in tree.path(end)[1:]:
-            met.setdefault(tree.nodes[tree.nodes[node].parent].observation, []).append((leaf, node))
+            met.setdefault(_state(tree, tree.nodes[node].parent), []).append((leaf, node))
     out = np.zeros((rewards.size, len(tree.nodes)))
     for visits in met.values():
         leaf_V, node_V = np.array(visits).T
@@ -159,6 +159,13 @@ def anchor_steps(tree: Tree, weights: np.ndarray, discount: float = GIGPO_DISCOU
             std = weighted_std(value_V, weights[leaf_V])
             out[leaf_V, node_V] = (value_V - mean) / (std + EPSILON)
     return out
+
+
+def _state(tree: Tree, node: int) -> str:
+    """What the environment said last at a node: nodes without an action did not ask it."""
+    while node > 0 and not tree.nodes[node].action:
+        node = tree.nodes[node].parent
+    return tree.nodes[node].observation
 
 
 def mix(parts: Sequence[tuple[float, Advantage]]) -> Advantage:

@@ -182,6 +182,19 @@ class Checkpoints:
         self.close()
 
 
+def check_checkpoint(workdir: pathlib.Path | str, checkpoint: str) -> None:
+    """Raises UserError, before a model is loaded, where `saved_parameters` would."""
+    if checkpoint not in (NEWEST, REFERENCE, INITIAL) and not checkpoint.isdigit():
+        raise UserError(
+            f"there is no checkpoint {checkpoint!r}: name newest, a step, reference or initial."
+        )
+    if checkpoint != INITIAL and not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise UserError(
+            f"{workdir} holds no checkpoint; give the work folder of a run, or the checkpoint "
+            "initial for the model's own weights."
+        )
+
+
 def saved_parameters(workdir: pathlib.Path | str, params: Any, checkpoint: str) -> tuple[Any, int]:
     """Parameters of a run and the step that they belong to.
 
@@ -192,12 +205,9 @@ def saved_parameters(workdir: pathlib.Path | str, params: Any, checkpoint: str) 
     Raises:
       UserError: the run has no such checkpoint, or another model was saved.
     """
+    check_checkpoint(workdir, checkpoint)
     if checkpoint == INITIAL:
         return params, 0
-    if checkpoint not in (NEWEST, REFERENCE) and not checkpoint.isdigit():
-        raise UserError(
-            f"there is no checkpoint {checkpoint!r}: name newest, a step, reference or initial."
-        )
     with Checkpoints(workdir, read_only=True) as checkpoints:
         if checkpoint == REFERENCE:
             return checkpoints.restore_reference(params), 0

@@ -44,12 +44,10 @@ def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
       ValueError: no episodes.
     """
     successes = sum(r.success for r in results)
-    tasks: dict[Task, list[float]] = {}
-    for result in results:
-        tasks.setdefault(result.task, []).append(float(result.success))
     interval = wilson(successes, len(results))
-    if len(tasks) < len(results):
-        interval = bootstrap([sum(values) / len(values) for values in tasks.values()], draws=2000)
+    means = _means_of_tasks(results, [float(r.success) for r in results])
+    if len(means) < len(results):
+        interval = bootstrap(means, draws=2000)
     types: dict[str, dict[str, int]] = {}
     for result in results:
         entry = types.setdefault(result.task.type, {"episodes": 0, "successes": 0})
@@ -83,7 +81,7 @@ def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
 
 def _measures(results: Sequence[EpisodeResult]) -> dict[str, list[float]]:
     """[estimate, low, high] of what is reported beside success: means over episodes, ratios per
-    step of an episode; 95 % bootstrap over episodes."""
+    step of an episode; 95 % bootstrap over tasks."""
     columns = {
         "loose_success_rate": [float(r.loose) for r in results],
         "score": [r.score for r in results],
@@ -93,7 +91,18 @@ def _measures(results: Sequence[EpisodeResult]) -> dict[str, list[float]]:
         "explore_rate": [r.explored / max(1, r.steps) for r in results],
         "response_tokens": [float(r.response_tokens) for r in results],
     }
-    return {name: list(bootstrap(values, draws=2000)) for name, values in columns.items()}
+    return {
+        name: list(bootstrap(_means_of_tasks(results, values), draws=2000))
+        for name, values in columns.items()
+    }
+
+
+def _means_of_tasks(results: Sequence[EpisodeResult], values: Sequence[float]) -> list[float]:
+    """Mean of the episodes of each task."""
+    tasks: dict[Task, list[float]] = {}
+    for result, value in zip(results, values, strict=True):
+        tasks.setdefault(result.task, []).append(value)
+    return [sum(group) / len(group) for group in tasks.values()]
 
 
 def eval_metrics(entry: Mapping[str, Any]) -> dict[str, float]:

@@ -7,6 +7,7 @@ goes on where it was. What comes out is an entry of `eval.json` (run/evalfile.py
 from __future__ import annotations
 
 import dataclasses
+import glob
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from spark_jax.envs.pool import EnvPool, default_workers
 from spark_jax.envs.tasks import panel
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.run import warmup
-from spark_jax.run.checkpoint import NEWEST, saved_parameters
+from spark_jax.run.checkpoint import NEWEST, check_checkpoint, saved_parameters
 from spark_jax.run.compilations import keep_on_disk
+from spark_jax.run.defaults import flatten
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation
 from spark_jax.run.evaluation import play_panel
 from spark_jax.run.files import write_text
@@ -29,7 +31,7 @@ from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
 from spark_jax.run.worlds import World, make_world
 from spark_jax.types import Task
 
-PART = 32  # episodes played, then written, at a time
+PLAYED_BY = ("seed", "env.", "model.", "rollout.")  # settings that an episode depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,33 +52,41 @@ class Request:
 def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, Any]:
     """Plays what `request` asks for and is not played yet; returns the entry of `eval.json`.
 
-    Raises UserError for a split that the environment does not have, or a checkpoint that is not
-    there.
+    Raises UserError for a split that the environment does not have, a checkpoint that is not
+    there, or a model that needs a vocabulary where none was learned.
     """
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.eval.splits = request.splits
     keep_on_disk()
+    check_checkpoint(workdir, request.checkpoint)
     world = make_world(config)
-    policy = load_policy(config, workdir, _texts(workdir))
+    policy = load_policy(config, workdir, None)
     params, step = saved_parameters(workdir, policy.params, request.checkpoint)
     engine = make_engine(config, policy)
     dialogue = Dialogue(policy.codec, world.system, world.first_message)
+    head = {**dataclasses.asdict(request), "splits": list(request.splits), "step": step}
+    head["config"] = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in flatten(config).items()
+        if key.startswith(PLAYED_BY)
+    }
     file = workdir / "evaluations" / f"{request.name}.jsonl"
     workers = config.env.workers or default_workers()
+    part = max(32, 2 * config.rollout.rows)  # episodes played, then written, at a time
     results: dict[str, list[EpisodeResult]] = {}
     with EnvPool(world.make_env, workers) as environments:
         for split in request.splits:
             tasks = _panel(world, split, request.episodes)
-            done = _Recorded(file, request, step, split)
+            done = _Recorded(file, head, split)
             with Progress(
                 f"{request.name}, {split}", len(tasks) * request.samples, "episode", len(done)
             ) as progress:
                 for sample in range(request.samples):
                     left = [task for task in tasks if (sample, task) not in done]
-                    for i in range(0, len(left), PART):
+                    for i in range(0, len(left), part):
                         played = play_panel(
-                            left[i : i + PART], params, engine, environments, dialogue,
+                            left[i : i + part], params, engine, environments, dialogue,
                             limits(config), request.seed, request.temperature,
                             config.rollout.deterministic, None, sample,
                         )  # fmt: skip
@@ -108,34 +118,29 @@ def _panel(world: World, split: str, episodes: int) -> list[Task]:
     return panel(tasks, episodes or len(tasks), 0)
 
 
-def _texts(workdir: Path) -> list[str]:
-    """What a vocabulary would be learned from, if the work folder has none yet."""
-    file = workdir / "warmup.jsonl"
-    return warmup.texts(warmup.load_examples(file)) if file.is_file() else []
-
-
 class _Recorded:
     """The episodes of one split in the evaluation's file. A file of other settings is put aside."""
 
-    def __init__(self, file: Path, request: Request, step: int, split: str):
+    def __init__(self, file: Path, head: dict[str, Any], split: str):
         self._file, self._split = file, split
-        self._head = {**dataclasses.asdict(request), "splits": list(request.splits), "step": step}
         self._episodes: dict[tuple[int, Task], EpisodeResult] = {}
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        if not lines or json.loads(lines[0]) != self._head:
-            if lines:
-                file.rename(file.with_suffix(".old.jsonl"))
-            write_text(file, json.dumps(self._head) + "\n")
-            return
-        for line in lines[1:]:
-            try:
-                entry = json.loads(line)
-            except ValueError:  # the last line of a killed process
-                continue
-            task = Task(**entry.pop("task"))
-            sample = entry.pop("sample")
-            if entry.pop("of") == split:
-                self._episodes[sample, task] = EpisodeResult(task, **entry)
+        lines = [json.dumps(head)]
+        old = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+        if old and json.loads(old[0]) == head:
+            for line in old[1:]:
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # what a killed process left of its last line
+                    continue
+                lines.append(line)
+                task = Task(**entry.pop("task"))
+                sample = entry.pop("sample")
+                if entry.pop("of") == split:
+                    self._episodes[sample, task] = EpisodeResult(task, **entry)
+        elif old:
+            number = len(list(file.parent.glob(f"{glob.escape(file.stem)}.old*.jsonl")))
+            file.rename(file.with_name(f"{file.stem}.old{number}.jsonl"))
+        write_text(file, "\n".join(lines) + "\n")
 
     def __contains__(self, key: tuple[int, Task]) -> bool:
         return key in self._episodes

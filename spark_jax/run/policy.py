@@ -23,6 +23,7 @@ from spark_jax.rollout.engine import Engine, EngineShape
 from spark_jax.rollout.expand import Limits, TreeRule
 from spark_jax.rollout.signals import make_signal, never
 from spark_jax.rollout.stops import stop_table
+from spark_jax.types import UserError
 
 
 class Policy(NamedTuple):
@@ -32,14 +33,20 @@ class Policy(NamedTuple):
     mesh: Mesh | None  # None: one device, no sharding
 
 
-def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str]) -> Policy:
+def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str] | None) -> Policy:
     """The model of `config.model`. A vocabulary learned from `texts` is kept in the work folder,
-    so a resumed run has the same tokens."""
+    so a resumed run has the same tokens. With None nothing is written, and a model that has to
+    learn its vocabulary must have done so: else UserError."""
     mesh = _mesh(config)
     saved = workdir / "tokenizer"
     path = config.model.path
     if config.model.preset in FROM_SCRATCH and not path and (saved / "tokenizer.json").is_file():
         path = str(saved)
+    if config.model.preset in FROM_SCRATCH and not path and texts is None:
+        raise UserError(
+            f"{workdir} has no vocabulary for model.preset={config.model.preset}, which is trained "
+            "from scratch: give the work folder of a run."
+        )
     model = load_model(
         config.model.preset,
         path,
@@ -49,7 +56,7 @@ def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str]) -> Poli
         config.model.param_dtype,
         mesh,
     )
-    if not (saved / "codec.json").is_file():
+    if texts is not None and not (saved / "codec.json").is_file():
         model.codec.save(saved)
     params = model.params
     if mesh is None:  # committed from the start, as restored ones are: no second compilation

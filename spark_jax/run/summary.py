@@ -30,8 +30,8 @@ MEASURES = (
 
 
 def compare(first: Mapping[str, Any], second: Mapping[str, Any], split: str) -> Difference | None:
-    """Paired difference of two evaluations (entries of `eval.json`) on the episodes of one split
-    that both played; None when they share none.
+    """Paired difference of two evaluations (entries of `eval.json`) on the tasks of one split that
+    both played; None when they share none.
 
     Raises:
       KeyError: an evaluation lacks the split.
@@ -73,21 +73,23 @@ def print_types(entry: Mapping[str, Any], stream: TextIO | None = None) -> None:
 
 
 def type_rows(entry: Mapping[str, Any]) -> list[list[str]]:
-    """The cells of `print_types`."""
+    """The cells of `print_types`. Intervals are over tasks: episodes of one are not independent."""
     rows = []
     for split, summary in entry["splits"].items():
-        rates = []
-        for name, counts in summary["types"].items():
-            interval = wilson(counts["successes"], counts["episodes"])
-            rates.append(interval.estimate)
-            rows.append([split, name, str(counts["episodes"]), _interval(interval)])
+        by_task = _by_task(summary["results"])
         by_type: dict[str, list[float]] = {}
-        for result in summary["results"]:
-            by_type.setdefault(result["type"], []).append(float(result["success"]))
-        micro = bootstrap([float(r["success"]) for r in summary["results"]])
+        for (name, _, _), rate in by_task.items():
+            by_type.setdefault(name, []).append(rate)
+        for name, rates in sorted(by_type.items()):
+            episodes = summary["types"][name]["episodes"]
+            interval = bootstrap(rates)
+            if episodes == len(rates):
+                interval = wilson(int(sum(rates)), episodes)
+            rows.append([split, name, str(episodes), _interval(interval)])
+        micro = bootstrap(list(by_task.values()))
         rows.append([split, "mean over episodes", str(summary["episodes"]), _interval(micro)])
         macro = macro_average(list(by_type.values()))
-        rows.append([split, "mean over types", str(len(rates)), _interval(macro)])
+        rows.append([split, "mean over types", str(len(by_type)), _interval(macro)])
         for k, rate in passes(summary["results"]).items():
             rows.append([split, f"pass@{k}", str(summary["episodes"]), f"{100 * rate:.1f}"])
     return rows
@@ -186,11 +188,9 @@ def _change(difference: Difference | None) -> list[str]:
 
 
 def _by_task(results: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
-    """Success of each task; a panel may hold a task several times, told apart by occurrence."""
-    out: dict[tuple[Any, ...], float] = {}
-    seen: dict[tuple[Any, ...], int] = {}
+    """Success rate of each task, by (type, variation, seed)."""
+    out: dict[tuple[Any, ...], list[float]] = {}
     for result in results:
         task = (result["type"], result["variation"], result["seed"])
-        seen[task] = seen.get(task, -1) + 1
-        out[(*task, seen[task])] = float(result["success"])
-    return out
+        out.setdefault(task, []).append(float(result["success"]))
+    return {task: sum(values) / len(values) for task, values in out.items()}

@@ -35,7 +35,14 @@ def make_world(config: ConfigDict) -> World:
     """The world that `config.env` names: one of ours, or MODULE:FUNCTION, a function of the config
     that returns a World (docs/environments.md)."""
     if ":" in config.env.name:
-        return _imported(config.env.name)(config)
+        world = _imported(config.env.name)(config)
+        for split in _splits(config):
+            if split not in world.splits:
+                raise UserError(
+                    f"{config.env.name} has no split {split}; it has {', '.join(world.splits)}: "
+                    "set eval.splits."
+                )
+        return world
     worlds = {"scienceworld": _scienceworld, "webshop": _webshop, "toy": _toy}
     name = config.env.name
     if name not in worlds:
@@ -47,7 +54,10 @@ def make_world(config: ConfigDict) -> World:
 def _imported(name: str) -> Callable[[ConfigDict], World]:
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
+        if not callable(found):
+            raise AttributeError(f"{function} is no function")
+        return found
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
             f"config.env.name={name} cannot be imported ({error}): it has to be MODULE:FUNCTION, "
@@ -101,8 +111,14 @@ def _webshop(config: ConfigDict) -> World:
         shopper_env, out = make_env(), []
         for i, task in enumerate(wanted, 1):
             path = shopper.shop(shopper_env, task)
-            out += [path] if path.score >= 100.0 else []
+            won = path.score >= 100.0 and len(path.steps) <= env.max_steps
+            out += [path] if won else []
             on_done(i, len(wanted))
+        if wanted and not out:
+            raise UserError(
+                f"the scripted shopper wins none of {len(wanted)} goals of env.tasks={env.tasks} "
+                f"within env.max_steps={env.max_steps}: use synthetic goals, or sft.trajectories=0."
+            )
         return out
 
     return World(

@@ -12,9 +12,11 @@ from typing import Any
 
 from spark_jax.types import UserError
 
-# Names of the original files, the small set of 1,000 products first.
-PRODUCT_FILES = ("items_shuffle_1000.json", "items_shuffle.json")
-ATTRIBUTE_FILES = ("items_ins_v2_1000.json", "items_ins_v2.json")
+# Product and attribute file of the original's two sets, the small one of 1,000 products first.
+FILES = (
+    ("items_shuffle_1000.json", "items_ins_v2_1000.json"),
+    ("items_shuffle.json", "items_ins_v2.json"),
+)
 HUMAN_FILE = "items_human_ins.json"
 NO_PRICE = (100.0,)  # what the original asks for a product without a price
 NO_ATTRIBUTES = ("DUMMY_ATTR",)
@@ -57,16 +59,19 @@ def read_catalogue(folder: str | Path) -> list[Product]:
     Raises UserError for a folder without the files or with a broken one.
     """
     folder = Path(folder)
-    products = _first(folder, PRODUCT_FILES)
-    attributes = _read(_first(folder, ATTRIBUTE_FILES))
+    products, attribute_file = _files(folder)
+    attributes = _read(attribute_file)
     human_file = folder / HUMAN_FILE
     human = _read(human_file) if human_file.is_file() else {}
     out: dict[str, Product] = {}
     for raw in _stream(products):
-        asin = raw["asin"]
+        asin = raw.get("asin", "nan")
         if asin == "nan" or len(asin) > 10 or asin in out:
             continue
-        out[asin] = product_of(raw, attributes.get(asin, {}), human.get(asin, ()))
+        try:
+            out[asin] = product_of(raw, attributes.get(asin, {}), human.get(asin, ()))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise _broken(products, error) from error
     if not out:
         raise UserError(f"{products} holds no product; download WebShop's data again.")
     return list(out.values())
@@ -101,19 +106,24 @@ def _prices(text: str | None) -> tuple[float, ...]:
 
 def _options(raw: Mapping[str, Any] | str | None) -> dict[str, tuple[str, ...]]:
     return {
-        name.lower(): tuple(value["value"].strip().replace("/", " | ").lower() for value in values)
+        name.lower(): tuple(
+            " ".join(value["value"].replace("/", " | ").lower().split()) for value in values
+        )
         for name, values in (raw or {}).items()
         if values is not None
     }
 
 
-def _first(folder: Path, names: tuple[str, ...]) -> Path:
-    for name in names:
-        if (folder / name).is_file():
-            return folder / name
+def _files(folder: Path) -> tuple[Path, Path]:
+    """Product and attribute file of the set in the folder; of two sets the small one."""
+    for names in FILES:
+        pair = tuple(folder / name for name in names)
+        if all(file.is_file() for file in pair):
+            return pair
+    pairs = " or ".join(" and ".join(names) for names in FILES)
     raise UserError(
-        f"env.data_dir={folder} has no {names[0]} (or {names[1]}): put WebShop's files there, or "
-        "leave env.data_dir empty for the embedded shop."
+        f"env.data_dir={folder} does not have {pairs}: put WebShop's files there, or leave "
+        "env.data_dir empty for the embedded shop."
     )
 
 

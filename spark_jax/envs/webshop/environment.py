@@ -1,5 +1,5 @@
 """WebShop as a text environment: search, compare, choose options, buy. No browser, no Java; the
-state of an episode is one small `Page`, so a step costs microseconds."""
+state of an episode is one small `Page`."""
 
 from __future__ import annotations
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import random
+import string
 from typing import Any, NamedTuple
 
 from spark_jax.envs.webshop.catalogue import Product, product_of
@@ -138,7 +139,7 @@ def _product(kind: _Kind, brand: str, rng: random.Random, asins: set[str]):
     low = rng.randint(*kind.prices) - 0.01
     pricing = f"${low:.2f}" if rng.random() < 0.8 else f"${low:.2f}${low * 1.3:.2f}"
     # Some attributes stand in the title, the others on the page of features only.
-    title = f"{brand} {kind.name.title()}, {', '.join(a.title() for a in attributes[1:3])}"
+    title = string.capwords(f"{brand} {kind.name}, {', '.join(attributes[1:3])}")
     raw = {
         "asin": asin,
         "name": title,

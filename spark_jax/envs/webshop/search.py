@@ -1,6 +1,6 @@
 """The shop's search: BM25 as Lucene computes it (k1 = 0.9, b = 0.4), over title, description, first
 bullet point and options of each product. Lucene keeps the length of a document in one byte, and so
-do we: rankings are those of the original, which runs Lucene in a Java process."""
+do we (the original runs Lucene itself, in a Java process)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """WebShop's splits and prompts.
 
 Goals are shuffled once (goals.py). L1 is the original's test set, goals 0-499; L0, for tuning, the
-next ones; train the rest. A shop with fewer than 2,500 goals gives a fifth and a tenth of them.
+next ones; train the rest. A small shop gives at most a fifth to L1 and a tenth to L0.
 A task type is a category of products; with the protocol "held_out" grocery is left out of train, L0
 and L1, and L2 is its part of the test set.
 """
