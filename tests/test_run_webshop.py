@@ -26,7 +26,7 @@ def test_every_preset_is_webshop(preset):
 
 def test_a_small_run_shops(tmp_path):
     settings = """sft.trajectories=8 sft.epochs=1 sft.panel=0 rl.iterations=1 rl.minibatches=2
-        rl.tasks_per_iteration=2 tree.leaves=2 tree.roots=2 env.max_steps=4 eval.episodes=2
+        rl.tasks_per_iteration=2 tree.leaves=2 tree.roots=2 env.max_steps=8 eval.episodes=2
         eval.splits=L1 rollout.path_tokens=768 rollout.rows=4 train.row_tokens=768
         train.row_targets=512"""
     evaluations = run(load_config(f"{CONFIG}:nano", settings.split()), tmp_path)
