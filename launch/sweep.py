@@ -166,9 +166,7 @@ def read_grid(file: str, texts: Sequence[str]) -> dict[str, list]:
             raise UserError(f"there is no sweep file {file}; configs/sweeps has some.")
         grid = runpy.run_path(file).get("GRID")
         if not isinstance(grid, dict) or not grid:
-            raise UserError(
-                f"{file} has no GRID, a dictionary from config keys to value lists."
-            )
+            raise UserError(f"{file} has no GRID, a dictionary from config keys to value lists.")
     for text in texts:
         key, _, values = text.partition("=")
         if not key or not values:

@@ -10,35 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+from small_run import OVERRIDES
 
 from spark_jax.run.evalfile import read_evaluations
 from spark_jax.run.metrics import read_metrics
 from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
 
 ROOT = Path(__file__).parents[1]
-SMALL = [
-    "--config=configs/toy.py",
-    "--config.env.tasks=doors-2x3",
-    "--config.sft.trajectories=12",
-    "--config.sft.epochs=3",
-    "--config.sft.panel=4",
-    "--config.sft.optimizer=muon",
-    "--config.sft.context_weight=0.5",
-    "--config.sft.rename=0.5",
-    "--config.sft.panel_every=1",
-    "--config.rl.iterations=3",
-    "--config.rl.tasks_per_iteration=2",
-    "--config.rl.learning_rate=1e-3",
-    "--config.tree.signal=random",
-    "--config.tree.signal_rate=0.5",
-    "--config.rollout.rows=4",
-    "--config.rollout.path_tokens=160",
-    "--config.train.row_tokens=256",
-    "--config.train.row_targets=128",
-    "--config.eval.splits=L1,L2",
-    "--config.eval.episodes=6",
-    "--config.checkpoint.every=1",
-]
+SMALL = ["--config=configs/toy.py", *OVERRIDES]
 
 
 def command(workdir, *more):
