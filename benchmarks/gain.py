@@ -19,7 +19,7 @@ import sys
 from spark_jax.run.evalfile import read_evaluations
 from spark_jax.run.files import write_text
 from spark_jax.run.metrics import read_metrics
-from spark_jax.run.statistics import bootstrap, paired_difference
+from spark_jax.run.statistics import bootstrap, paired_difference, percent, points
 
 
 def main() -> None:
@@ -74,11 +74,11 @@ def table(pairs) -> str:
         cells = [
             split,
             f"{len(before)} × {len(before[0])}",
-            rate(before),
-            rate(after),
-            gain(before, after),
-            rate(control),
-            gain(before, control),
+            percent(bootstrap(before)),
+            percent(bootstrap(after)),
+            points(paired_difference(before, after)),
+            percent(bootstrap(control)),
+            points(paired_difference(before, control)),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Per seed (after warm-up → after RL; after more SFT):", ""]
@@ -99,16 +99,6 @@ def outcomes(evaluations, name: str, split: str) -> list[float]:
 
 def mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def rate(groups: list[list[float]]) -> str:
-    interval = bootstrap(groups)
-    return f"{100 * interval.estimate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-def gain(first: list[list[float]], second: list[list[float]]) -> str:
-    d = paired_difference(first, second)
-    return f"{100 * d.estimate:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]"
 
 
 if __name__ == "__main__":

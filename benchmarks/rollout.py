@@ -130,29 +130,8 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
     loaded = load_benchmark_model(model, dtype)
     episodes = [s for tree in trees for s in tree.separate()]
     longest = max(tree.longest() for tree in trees)
-    if engine == "transformers":
-        from benchmarks.engines import hf
-
-        measured = hf.play(hf.load(loaded, dtype), episodes, rows)
-        return measured._asdict() | {"peak_gb": _peak_gb()}
-    if engine == "tunix":
-        from benchmarks.engines import tunix_sampler
-
-        sampler = tunix_sampler.load(loaded, dtype, longest)
-        measured = tunix_sampler.play(sampler, episodes, rows, loaded.config.vocab_size)
-        return measured._asdict() | {"peak_gb": _peak_gb()}
-    if engine == "llama.cpp":
-        from benchmarks.engines import llama_cpp_batch
-
-        threads = len(os.sched_getaffinity(0))
-        context = llama_cpp_batch.Context(loaded, dtype, rows, longest, threads)
-        measured = llama_cpp_batch.play(context, trees, rows, loaded.config.vocab_size)
-        return measured._asdict() | {"peak_gb": _peak_gb()}
-    if engine in ("continuous", "vllm"):
-        from benchmarks.engines import requests
-
-        with _server(engine, loaded, dtype, rows, longest) as server:
-            measured = requests.play(server, trees, rows, loaded.config.vocab_size)
+    if engine in PEERS:
+        measured = _measure_peer(engine, loaded, dtype, trees, episodes, rows, longest)
         return measured._asdict() | {"peak_gb": _peak_gb()}
 
     from benchmarks.engines import ours
@@ -168,14 +147,36 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
     return out
 
 
-def _server(engine: str, model, dtype: str, rows: int, path_tokens: int):
+def _measure_peer(engine, loaded, dtype: str, trees, episodes, rows: int, longest: int):
+    """The imports are here: each peer is installed or not by itself."""
+    vocab_size = loaded.config.vocab_size
+    if engine == "transformers":
+        from benchmarks.engines import hf
+
+        return hf.play(hf.load(loaded, dtype), episodes, rows)
+    if engine == "tunix":
+        from benchmarks.engines import tunix_sampler
+
+        sampler = tunix_sampler.load(loaded, dtype, longest)
+        return tunix_sampler.play(sampler, episodes, rows, vocab_size)
+    if engine == "llama.cpp":
+        from benchmarks.engines import llama_cpp_batch
+
+        threads = len(os.sched_getaffinity(0))
+        context = llama_cpp_batch.Context(loaded, dtype, rows, longest, threads)
+        return llama_cpp_batch.play(context, trees, rows, vocab_size)
+    from benchmarks.engines import requests
+
     if engine == "vllm":
         from benchmarks.engines import vllm_server
 
-        return vllm_server.serve(model, dtype, rows, path_tokens)
-    from benchmarks.engines import hf, hf_continuous
+        serving = vllm_server.serve(loaded, dtype, rows, longest)
+    else:
+        from benchmarks.engines import hf, hf_continuous
 
-    return hf_continuous.serve(hf.load(model, dtype))
+        serving = hf_continuous.serve(hf.load(loaded, dtype))
+    with serving as server:
+        return requests.play(server, trees, rows, vocab_size)
 
 
 def _peak_gb() -> float:

@@ -26,7 +26,7 @@ from spark_jax.run.config import read_config  # noqa: E402
 from spark_jax.run.evalfile import read_evaluations  # noqa: E402
 from spark_jax.run.files import write_text  # noqa: E402
 from spark_jax.run.metrics import read_metrics  # noqa: E402
-from spark_jax.run.statistics import bootstrap  # noqa: E402
+from spark_jax.run.statistics import bootstrap, percent  # noqa: E402
 from spark_jax.types import UserError  # noqa: E402
 
 # What success is plotted against: title, metric of an RL iteration whose sum it is.
@@ -81,42 +81,30 @@ def last_evaluation(workdir: pathlib.Path) -> dict | None:
     return found[0] if found else None
 
 
-def costs(workdir: pathlib.Path) -> dict[str, float]:
-    """What RL has cost a run so far."""
-    rows = [row for row in read_metrics(workdir) if row["phase"] == "rl"]
-    return {
-        title: sum(row.get(key, 0.0) for row in rows for key in keys)
-        for title, keys in COSTS.items()
-    }
-
-
 def table(folders: Mapping[str, Sequence[pathlib.Path]]) -> str:
     """Markdown: one row per cell, success in % with the interval over seeds and episodes."""
-    ends = {name: [e for f in fs if (e := last_evaluation(f))] for name, fs in folders.items()}
-    splits = sorted({split for entries in ends.values() for e in entries for split in e["splits"]})
+    ends = {
+        name: [(folder, end) for folder in group if (end := last_evaluation(folder))]
+        for name, group in folders.items()
+    }
+    splits = sorted({split for runs in ends.values() for _, end in runs for split in end["splits"]})
     lines = ["| " + " | ".join(["setting", "seeds", *splits, *COSTS]) + " |"]
     lines.append("|---" * (2 + len(splits) + len(COSTS)) + "|")
-    for name, entries in ends.items():
-        done = [f for f in folders[name] if last_evaluation(f)]
-        row = [name, f"{len(entries)} of {len(folders[name])}"]
+    for name, runs in ends.items():
+        row = [name, f"{len(runs)} of {len(folders[name])}"]
         for split in splits:
             groups = [
-                [float(r["success"]) for r in e["splits"][split]["results"]]
-                for e in entries
-                if split in e["splits"]
+                [float(r["success"]) for r in end["splits"][split]["results"]]
+                for _, end in runs
+                if split in end["splits"]
             ]
-            row.append(_rate(groups) if groups else "")
-        spent = [costs(folder) for folder in done]
+            row.append(percent(bootstrap(groups)) if groups else "")
+        spent = [costs(folder) for folder, _ in runs]
         row += [
             f"{sum(c[title] for c in spent) / len(spent):.0f}" if spent else "" for title in COSTS
         ]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
-
-
-def _rate(groups: list[list[float]]) -> str:
-    x = bootstrap(groups)
-    return f"{100 * x.estimate:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]"
 
 
 def curve(workdir: pathlib.Path) -> list[tuple[dict[str, float], float]]:
@@ -131,6 +119,12 @@ def curve(workdir: pathlib.Path) -> list[tuple[dict[str, float], float]]:
                 so_far[title] += sum(row.get(key, 0.0) for key in keys)
             out.append((dict(so_far), row["rollout/success_rate"]))
     return out
+
+
+def costs(workdir: pathlib.Path) -> dict[str, float]:
+    """What RL has cost a run so far."""
+    steps = curve(workdir)
+    return steps[-1][0] if steps else dict.fromkeys(COSTS, 0.0)
 
 
 def plot(folders: Mapping[str, Sequence[pathlib.Path]], file: pathlib.Path) -> None:

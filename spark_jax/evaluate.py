@@ -19,6 +19,7 @@ from spark_jax.run.command_line import Parser, exit_code, parse
 from spark_jax.run.config import read_config
 from spark_jax.run.evalfile import read_evaluations
 from spark_jax.run.rules import SPLITS
+from spark_jax.run.statistics import points
 from spark_jax.run.summary import compare, print_summary, print_types
 from spark_jax.types import UserError
 
@@ -99,7 +100,7 @@ def print_comparison(first: str, second: str, names: str) -> None:
             print(f"{split}: no task in common")
             continue
         p = "p < 0.001" if d.p_value < 0.001 else f"p = {d.p_value:.3f}"
-        print(f"{split}: {100 * d.estimate:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}], {p}")
+        print(f"{split}: {points(d)}, {p}")
 
 
 def _last_of_both(first: str, second: str) -> list[str]:

@@ -7,6 +7,14 @@ from typing import Literal, NamedTuple
 
 Kind = Literal["think", "explore", ""]
 
+# What a system prompt says of the form.
+RESPONSE_RULES = (
+    "Answer in exactly this form, with one short sentence of reasoning:\n"
+    "<think>what you know and do next</think><action>one action</action>\n"
+    "When you are unsure which of several ways is best, write <explore> instead of <think>:\n"
+    "<explore>which ways there are and which you try</explore><action>one action</action>"
+)
+
 _TAG = re.compile(r"</?(?:think|explore|action)>")
 _WELL_FORMED = re.compile(
     r"\s*<(?P<kind>think|explore)>(?P<reasoning>.*?)</(?P=kind)>\s*<action>(?P<action>.*?)</action>\s*",

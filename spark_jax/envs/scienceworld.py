@@ -14,6 +14,7 @@ import json
 from typing import Literal, NamedTuple
 
 from spark_jax.envs.java import Jvm, check_alive, start_jvm, stop_jvm
+from spark_jax.envs.response import RESPONSE_RULES
 from spark_jax.envs.rooms import abbreviate, tidy
 from spark_jax.types import Start, StepResult, Task, UserError
 
@@ -327,10 +328,7 @@ def system_prompt(style: Style) -> str:
         "step by step. In each turn you see what happened and choose one action.\n\n"
         f"Actions (OBJ is a thing you can see or carry, LOC a room):\n{actions}\n"
         "If the game finds your action ambiguous it lists choices: answer with the number.\n\n"
-        "Answer in exactly this form, with one short sentence of reasoning:\n"
-        "<think>what you know and do next</think><action>one action</action>\n"
-        "When you are unsure which of several ways is best, write <explore> instead of <think>:\n"
-        "<explore>which ways there are and which you try</explore><action>one action</action>"
+        + RESPONSE_RULES
     )
 
 

@@ -27,6 +27,18 @@ class Difference(NamedTuple):
     p_value: float
 
 
+def percent(interval: Interval) -> str:
+    """An interval of shares as text: 50.0 [25.0, 75.0]."""
+    estimate, low, high = (f"{100 * x:.1f}" for x in interval)
+    return f"{estimate} [{low}, {high}]"
+
+
+def points(difference: Difference) -> str:
+    """A difference of shares as text, in percentage points: +2.0 [-1.0, +5.0]."""
+    estimate, low, high = (f"{100 * x:+.1f}" for x in difference[:3])
+    return f"{estimate} [{low}, {high}]"
+
+
 def wilson(successes: int, trials: int, confidence: float = 0.95) -> Interval:
     """Wilson score interval of a proportion (Wilson 1927), good for small counts too.
 
@@ -58,10 +70,7 @@ def bootstrap(
         training run are not independent draws of the method.
     """
     groups = _groups(values)
-    means = _resampled_means(groups, seed, draws)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(np.mean([g.mean() for g in groups])), float(low), float(high))
+    return _percentile_interval(groups, _resampled_means(groups, seed, draws), confidence)
 
 
 def macro_average(
@@ -75,9 +84,7 @@ def macro_average(
     arrays = _groups([list(g) for g in groups])
     rng = np.random.default_rng(seed)
     means = np.mean([_means_of_resamples(g, draws, rng) for g in arrays], axis=0)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Interval(float(np.mean([g.mean() for g in arrays])), float(low), float(high))
+    return _percentile_interval(arrays, means, confidence)
 
 
 def paired_difference(
@@ -129,6 +136,14 @@ def _groups(values: Sequence[float] | Sequence[Sequence[float]]) -> list[np.ndar
     if not groups or any(g.ndim != 1 or g.size == 0 for g in groups):
         raise ValueError("an interval needs at least one episode in every group")
     return groups
+
+
+def _percentile_interval(
+    groups: list[np.ndarray], means: np.ndarray, confidence: float
+) -> Interval:
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return Interval(float(np.mean([g.mean() for g in groups])), float(low), float(high))
 
 
 def _resampled_means(groups: list[np.ndarray], seed: int, draws: int) -> np.ndarray:

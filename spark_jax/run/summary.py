@@ -15,6 +15,8 @@ from spark_jax.run.statistics import (
     macro_average,
     paired_difference,
     pass_at_k,
+    percent,
+    points,
     wilson,
 )
 
@@ -49,9 +51,7 @@ def print_summary(evaluations: Sequence[Mapping[str, Any]], stream: TextIO | Non
     Everything else: one row per split and evaluation (95 % bootstrap interval)."""
     if not evaluations:
         return
-    console = Console(file=stream)
-    if not console.is_terminal:  # a log file has no width; never fold a table there
-        console = Console(file=stream, width=200)
+    console = _console(stream)
     console.print(_success_table(evaluations))
     console.print(_measure_table(evaluations))
 
@@ -59,9 +59,7 @@ def print_summary(evaluations: Sequence[Mapping[str, Any]], stream: TextIO | Non
 def print_types(entry: Mapping[str, Any], stream: TextIO | None = None) -> None:
     """Success by task type, the mean over episodes and over types, and pass@k where tasks were
     played several times."""
-    console = Console(file=stream)
-    if not console.is_terminal:
-        console = Console(file=stream, width=200)
+    console = _console(stream)
     table = Table(title=f"{entry['name']}: success by task type, %", title_justify="left")
     table.add_column("split")
     table.add_column("task type")
@@ -70,6 +68,12 @@ def print_types(entry: Mapping[str, Any], stream: TextIO | None = None) -> None:
     for row in type_rows(entry):
         table.add_row(*row)
     console.print(table)
+
+
+def _console(stream: TextIO | None) -> Console:
+    console = Console(file=stream)
+    # A log file has no width; never fold a table there.
+    return console if console.is_terminal else Console(file=stream, width=200)
 
 
 def type_rows(entry: Mapping[str, Any]) -> list[list[str]]:
@@ -85,11 +89,11 @@ def type_rows(entry: Mapping[str, Any]) -> list[list[str]]:
             interval = bootstrap(rates)
             if episodes == len(rates):
                 interval = wilson(int(sum(rates)), episodes)
-            rows.append([split, name, str(episodes), _interval(interval)])
+            rows.append([split, name, str(episodes), percent(interval)])
         micro = bootstrap(list(by_task.values()))
-        rows.append([split, "mean over episodes", str(summary["episodes"]), _interval(micro)])
+        rows.append([split, "mean over episodes", str(summary["episodes"]), percent(micro)])
         macro = macro_average(list(by_type.values()))
-        rows.append([split, "mean over types", str(len(by_type)), _interval(macro)])
+        rows.append([split, "mean over types", str(len(by_type)), percent(macro)])
         for k, rate in passes(summary["results"]).items():
             rows.append([split, f"pass@{k}", str(summary["episodes"]), f"{100 * rate:.1f}"])
     return rows
@@ -97,18 +101,10 @@ def type_rows(entry: Mapping[str, Any]) -> list[list[str]]:
 
 def passes(results: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """pass@k for k = 2, 4, … and all samples of a task; empty where each was played once."""
-    counts: dict[tuple[Any, ...], list[int]] = {}
-    for r in results:
-        trials = counts.setdefault((r["type"], r["variation"], r["seed"]), [0, 0])
-        trials[0] += 1
-        trials[1] += int(r["success"])
-    n = min(trials for trials, _ in counts.values())
+    tries = _tries(results).values()
+    n = min(map(len, tries))
     ks = sorted({2**i for i in range(1, n.bit_length()) if 2**i <= n} | ({n} if n > 1 else set()))
-    return {k: sum(pass_at_k(t, s, k) for t, s in counts.values()) / len(counts) for k in ks}
-
-
-def _interval(interval: Interval) -> str:
-    return f"{100 * interval.estimate:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+    return {k: sum(pass_at_k(len(t), int(sum(t)), k) for t in tries) / len(tries) for k in ks}
 
 
 def _success_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
@@ -176,21 +172,24 @@ def _measure(summary: Mapping[str, Any], measure: tuple[str, str, float]) -> str
 def _rate(summary: Mapping[str, Any] | None) -> str:
     if summary is None:
         return "–"
-    return _interval(Interval(summary["success_rate"], *summary["interval"]))
+    return percent(Interval(summary["success_rate"], *summary["interval"]))
 
 
 def _change(difference: Difference | None) -> list[str]:
     if difference is None:
         return ["–", "–"]
-    d = difference
-    p = "< 0.001" if d.p_value < 0.001 else f"{d.p_value:.3f}"
-    return [f"{100 * d.estimate:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]", p]
+    p = "< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"
+    return [points(difference), p]
 
 
 def _by_task(results: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
     """Success rate of each task, by (type, variation, seed)."""
+    return {task: sum(tries) / len(tries) for task, tries in _tries(results).items()}
+
+
+def _tries(results: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[float]]:
+    """Successes of each task's episodes, by (type, variation, seed)."""
     out: dict[tuple[Any, ...], list[float]] = {}
-    for result in results:
-        task = (result["type"], result["variation"], result["seed"])
-        out.setdefault(task, []).append(float(result["success"]))
-    return {task: sum(values) / len(values) for task, values in out.items()}
+    for r in results:
+        out.setdefault((r["type"], r["variation"], r["seed"]), []).append(float(r["success"]))
+    return out

@@ -107,13 +107,7 @@ def _webshop(config: ConfigDict) -> World:
     make_env = functools.partial(environment.WebShopEnvironment, env.data_dir, human, env.prompt)
 
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
-        """Paths of the scripted shopper that end with the full reward."""
-        shopper_env, out = make_env(), []
-        for i, task in enumerate(wanted, 1):
-            path = shopper.shop(shopper_env, task)
-            won = path.score >= 100.0 and len(path.steps) <= env.max_steps
-            out += [path] if won else []
-            on_done(i, len(wanted))
+        out = shopper.winning_paths(make_env(), wanted, env.max_steps, on_done)
         if wanted and not out:
             raise UserError(
                 f"the scripted shopper wins none of {len(wanted)} goals of env.tasks={env.tasks} "

@@ -50,7 +50,7 @@ def open_shop(data_dir: str = "", human: bool = False) -> Shop:
     if not goals:
         raise UserError(
             f"There are no {'human' if human else 'synthetic'} goals in "
-            f"{data_dir or 'the embedded shop'}: set env.goals to the other kind."
+            f"{data_dir or 'the embedded shop'}: set env.tasks to the other kind."
         )
     number = {product.asin.lower(): i for i, product in enumerate(products)}
     return Shop(products, number, Index(products), goals)

@@ -8,6 +8,7 @@ and L1, and L2 is its part of the test set.
 
 from __future__ import annotations
 
+from spark_jax.envs.response import RESPONSE_RULES
 from spark_jax.envs.webshop.environment import open_shop
 from spark_jax.envs.webshop.pages import Style
 from spark_jax.types import Start, Task, UserError
@@ -62,10 +63,7 @@ def system_prompt(style: Style) -> str:
         "- search[words]: search for products (on the first page only)\n"
         "- click[thing]: click a product's number, an option, a page or a button\n"
         "Choose the options that are asked for before you click[buy now], which ends the task.\n\n"
-        "Answer in exactly this form, with one short sentence of reasoning:\n"
-        "<think>what you know and do next</think><action>one action</action>\n"
-        "When you are unsure which of several ways is best, write <explore> instead of <think>:\n"
-        "<explore>which ways there are and which you try</explore><action>one action</action>"
+        + RESPONSE_RULES
     )
 
 
