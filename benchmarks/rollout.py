@@ -174,7 +174,7 @@ def _measure_peer(engine, loaded, dtype: str, trees, episodes, rows: int, longes
     else:
         from benchmarks.engines import hf, hf_continuous
 
-        serving = hf_continuous.serve(hf.load(loaded, dtype))
+        serving = hf_continuous.serve(hf.load(loaded, dtype), rows, longest)
     with serving as server:
         return requests.play(server, trees, rows, vocab_size)
 

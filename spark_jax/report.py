@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from spark_jax.run.command_line import Parser, exit_code
 from spark_jax.run.config import changed_keys, read_config
@@ -20,6 +21,7 @@ from spark_jax.run.metrics import read_metrics
 from spark_jax.run.report_page import page
 from spark_jax.run.report_plots import charts, success_chart
 from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
+from spark_jax.run.worlds import tree_views
 from spark_jax.types import UserError
 
 DEFAULT_ITERATIONS = 5  # shown unless --iterations says otherwise, spread over the run
@@ -54,6 +56,7 @@ def write_report(workdir: Path | str, iterations: Sequence[int] | None = None) -
     evaluated = success_chart(evaluations)
     if evaluated is not None:
         figures.insert(0, ("Success in evaluations, with 95 % intervals", evaluated))
+    views = tree_views(config)
     text = page(
         title=workdir.resolve().name,
         config=flatten(config),
@@ -61,12 +64,20 @@ def write_report(workdir: Path | str, iterations: Sequence[int] | None = None) -
         rows=rows,
         evaluations=evaluations,
         figures=figures,
-        trees={i: read_trees(tree_path(workdir, i)) for i in chosen},
+        trees={i: _viewed(read_trees(tree_path(workdir, i)), views) for i in chosen},
         all_iterations=have,
     )
     path = workdir / "report.html"
     write_text(path, text)
     return path
+
+
+def _viewed(trees: list[dict[str, Any]], views) -> list[dict[str, Any]]:
+    """The trees with a "view" at each node that has one."""
+    for tree in trees if views else ():
+        for number, parts in views(tree).items():
+            tree["nodes"][number]["view"] = parts
+    return trees
 
 
 def _spread(have: Sequence[int]) -> list[int]:

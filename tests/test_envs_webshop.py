@@ -1,6 +1,7 @@
 """WebShop: pages, search, goals and every part of the reward, by hand; the embedded shop; the
 original's file formats. With WEBSHOP_DATA=<folder of the original files> those are tested too."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,10 +18,11 @@ from spark_jax.envs.webshop.environment import WebShopEnvironment, open_shop
 from spark_jax.envs.webshop.generate import generated_catalogue, generated_files
 from spark_jax.envs.webshop.goals import NO_LIMIT, Goal, all_goals, price_limit
 from spark_jax.envs.webshop.nouns import title_nouns
-from spark_jax.envs.webshop.pages import Page, clickables, page_html, page_text
+from spark_jax.envs.webshop.pages import Page, clickables, page_parts, page_text
 from spark_jax.envs.webshop.reward import colour, matched_options, reward, type_reward
 from spark_jax.envs.webshop.search import Index, rounded_length
 from spark_jax.envs.webshop.shopper import read_wish, shop
+from spark_jax.envs.webshop.views import tree_pages
 from spark_jax.types import Task, UserError
 
 
@@ -229,11 +231,11 @@ def test_fifty_results_are_five_pages():
     assert last[:2] == ["back to search", "< prev"] and len(last) == 2 + 5
 
 
-def test_html_marks_what_is_chosen_and_escapes_texts():
+def test_parts_say_what_can_be_clicked_and_what_is_chosen():
     page = Page("item", (0,), product=0, chosen=(("color", "red"),))
-    text = page_html(page, PRODUCTS, "a <b> mug")
-    assert "<button><b>✔ red</b></button>" in text and "<button>navy | blue</button>" in text
-    assert "a &lt;b&gt; mug" in text and "<button>Buy Now</button>" in text
+    parts = page_parts(page, PRODUCTS, "a <b> mug")
+    assert ("chosen", "red") in parts and ("button", "navy | blue") in parts
+    assert ("text", "a <b> mug") in parts and ("button", "Buy Now") in parts
 
 
 # --- the environment ----------------------------------------------------------------------------
@@ -271,7 +273,7 @@ def test_what_means_nothing_changes_nothing(env):
         result = env.step(action)
         assert not result.valid and not result.done and result.observation == start.observation
     env.step("search[lamp]")
-    assert not env.step("search[mug]").valid  # the search box is on the first page
+    assert not env.step("search[shirt]").valid  # the search box is on the first page
     assert env.step("click[back to search]").observation == start.observation
 
 
@@ -292,7 +294,7 @@ def test_options_replace_each_other_and_pages_lead_back(env):
     second = env.step("click[next >]")
     assert "Page 2" in second.observation
     assert env.step("click[< prev]").observation == results.observation
-    assert f"<button>{first}</button>" in env.html() and "webshop results" in env.html()
+    assert ("button", first) in env.parts()
 
 
 def test_the_end_is_the_end_and_unknown_goals_are_named(env):
@@ -309,6 +311,29 @@ def test_the_end_is_the_end_and_unknown_goals_are_named(env):
 
 
 # --- splits, expert, files ----------------------------------------------------------------------
+
+
+def test_the_report_plays_a_tree_again():
+    env = WebShopEnvironment(style="short")
+    first = tasks.split_tasks("default", "all_types", "", "L0")[0]
+    env.start(first)
+    found = env.step("search[shirt]")
+    asin = next(word for word in env.clickables() if word not in ("back to search", "next >"))
+    nodes = [
+        {"id": 0, "parent": -1, "action": "", "observation": ""},
+        {"id": 1, "parent": 0, "action": "search[shirt]", "observation": found.observation},
+        {"id": 2, "parent": 1, "action": "", "observation": ""},  # reasoning alone
+        {"id": 3, "parent": 2, "action": f"click[{asin}]"},
+        {"id": 4, "parent": 2, "action": "click[back to search]", "observation": "Search"},
+        {"id": 5, "parent": 1, "action": "click[next >]", "observation": "of another shop"},
+        {"id": 6, "parent": 5, "action": "click[< prev]", "observation": found.observation},
+    ]
+    nodes[3]["observation"] = env.step(f"click[{asin}]").observation
+    tree = {"task": dataclasses.asdict(first), "nodes": nodes}
+    pages = tree_pages(tree, "", False, "short")
+    assert set(pages) == {0, 1, 2, 3, 4}
+    assert pages[1] == pages[2] and ("button", asin.upper()) in pages[1]
+    assert ("button", "Buy Now") in pages[3] and ("button", "Search") in pages[4]
 
 
 def test_splits_share_no_goal():

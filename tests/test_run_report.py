@@ -123,6 +123,14 @@ def test_page_is_whole_and_nothing_in_it_is_markup_of_the_run(run, path):
     assert len(page.ids) == len(set(page.ids)), "ids of charts collide"
 
 
+def test_pages_of_the_environment_stand_at_their_nodes(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "tree_views", lambda config: lambda tree: {1: [("button", EVIL)]})
+    text = write_report(make_run(tmp_path / "run", iterations=1)).read_text(encoding="utf-8")
+    data = next(d for tag, d in Page(text).text if tag == "script" and d.startswith("{"))
+    nodes = json.loads(data)["iterations"][0]["trees"][0]["nodes"]
+    assert [node.get("view") for node in nodes[:3]] == [None, [["button", EVIL]], None]
+
+
 def test_page_needs_no_network(path):
     text = path.read_text(encoding="utf-8")
     for tag, name, value in Page(text).attributes:

@@ -9,6 +9,8 @@ import transformers
 
 from benchmarks.engines.requests import Server
 
+PAGE = 16  # tokens, as ours
+
 
 class _Server:
     def __init__(self, manager):
@@ -29,10 +31,20 @@ class _Server:
 
 
 @contextlib.contextmanager
-def serve(model) -> Iterator[Server]:
-    """`model`: of `benchmarks.engines.hf.load`."""
+def serve(model, rows: int, path_tokens: int) -> Iterator[Server]:
+    """`model`: of `benchmarks.engines.hf.load`. Small pages, since only whole ones are shared, and
+    room for twice the open paths, as ours has: left alone it takes half of the memory."""
+    pages_of_a_path = -(-path_tokens // PAGE) + 1
+    cache = transformers.ContinuousBatchingConfig(
+        page_size=PAGE,
+        num_blocks=2 * rows * pages_of_a_path,
+        max_batch_tokens=max(256, 32 * rows),
+        max_requests_per_batch=rows,
+    )
     config = transformers.GenerationConfig(
         do_sample=True, top_k=0, top_p=1.0, eos_token_id=-1, pad_token_id=0, max_new_tokens=1
     )
-    with model.continuous_batching_context_manager(generation_config=config) as manager:
+    with model.continuous_batching_context_manager(
+        generation_config=config, continuous_batching_config=cache
+    ) as manager:
         yield _Server(manager)

@@ -166,6 +166,12 @@ function showSiblings(id) {
   });
 }
 
+// A page of the environment as its people see it: [kind, text] each.
+function pageView(parts) {
+  return make("section", { class: "page" }, ...parts.map(([kind, text]) =>
+    make(kind === "text" ? "p" : "span", { class: kind }, kind === "chosen" ? `✔ ${text}` : text)));
+}
+
 function stepDetails(id, open) {
   const node = tree.nodes[id], leaf = id > 0 && !tree.kids[id].length;
   const rows = id === 0
@@ -176,6 +182,7 @@ function stepDetails(id, open) {
       ["advantage", signed(node.advantage)], ["reward", number(node.reward)], ["tokens after it", number(node.prompt_tokens)]];
   const list = make("dl", {}, ...rows.flatMap(([name, value, text]) => [make("dt", {}, name),
     make("dd", {}, text ? make("pre", { class: "text" }, value || "–") : value)]));
+  if (node.view) list.append(make("dt", {}, "page"), make("dd", {}, pageView(node.view)));
   const title = id === 0 ? [`prompt · ${tree.task.type} ${tree.task.variation}`] : [make("b", {}, `step ${node.step}`), " ", make("code", {}, node.action || "(no action)")];
   const kind = [node.spark ? "spark" : "", leaf ? `leaf ${node.outcome}` : "", open ? "picked" : ""].join(" ");
   const details = make("details", { class: kind }, make("summary", {}, ...title, ...badges(node)), list);

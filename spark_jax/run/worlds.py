@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -49,6 +49,20 @@ def make_world(config: ConfigDict) -> World:
         nearest = difflib.get_close_matches(name, worlds, 1, 0.0)[0]
         raise UserError(f"config.env.name is {name!r}; the nearest environment is {nearest}.")
     return worlds[name](config)
+
+
+def tree_views(config: ConfigDict) -> Callable[[Mapping], dict[int, list]] | None:
+    """What the report shows of a recorded tree's steps beside their texts (WebShop: the pages, as
+    envs/webshop/views.py has them); None: nothing."""
+    if config.env.name != "webshop":
+        return None
+    try:
+        from spark_jax.envs.webshop import tasks, views
+    except ImportError:  # a report can be made where the shop is not installed
+        return None
+    env = config.env
+    human = tasks.people_wrote(env.tasks)
+    return functools.partial(views.tree_pages, data_dir=env.data_dir, human=human, style=env.prompt)
 
 
 def _imported(name: str) -> Callable[[ConfigDict], World]:

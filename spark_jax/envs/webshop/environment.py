@@ -3,6 +3,7 @@ state of an episode is one small `Page`."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import re
@@ -22,7 +23,7 @@ from spark_jax.envs.webshop.pages import (
     Page,
     Style,
     clickables,
-    page_html,
+    page_parts,
     page_text,
 )
 from spark_jax.envs.webshop.reward import Reward, reward
@@ -103,9 +104,13 @@ class WebShopEnvironment:
     def close(self) -> None:
         """Nothing to give back."""
 
-    def html(self) -> str:
-        """The current page for people."""
-        return page_html(self._page, self._shop.products, self._goal.instruction)
+    def copy(self) -> WebShopEnvironment:
+        """Another shopper in the same place."""
+        return copy.copy(self)
+
+    def parts(self) -> list[tuple[str, str]]:
+        """The current page for people (pages.page_parts)."""
+        return page_parts(self._page, self._shop.products, self._goal.instruction)
 
     def clickables(self) -> list[str]:
         """What can be clicked now."""

@@ -1,13 +1,12 @@
 """The shop's pages: where one can be, what one reads there, what can be clicked.
 
 A page is plain data; `page_text` is what the agent reads (the page's strings joined by " [SEP] ",
-as in WebShop's text observation), `page_html` the same for people.
+as in WebShop's text observation), `page_parts` the same for people.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import html
 from collections.abc import Sequence
 from typing import Literal
 
@@ -95,17 +94,16 @@ def page_text(
     return " [SEP] ".join(text for text in strings if text)
 
 
-def page_html(page: Page, products: Sequence[Product], instruction: str) -> str:
-    """The page for people: what can be clicked looks like a button, what is chosen is marked."""
+def page_parts(
+    page: Page, products: Sequence[Product], instruction: str
+) -> list[tuple[Literal["text", "button", "chosen"], str]]:
+    """The page for people, from top to bottom: what can be clicked, what is chosen, the rest."""
     buttons = {*clickables(page, products), "search"}
     chosen = {value for _, value in page.chosen}
-    parts = []
-    for text in page_strings(page, products, instruction):
-        shown_text = html.escape(text)
-        if text.lower() in chosen:
-            parts.append(f"<button><b>✔ {shown_text}</b></button>")
-        elif text.lower() in buttons:
-            parts.append(f"<button>{shown_text}</button>")
-        else:
-            parts.append(f"<p>{shown_text}</p>")
-    return f'<section class="webshop {page.name}">\n' + "\n".join(parts) + "\n</section>"
+    return [
+        (
+            "chosen" if text.lower() in chosen else "button" if text.lower() in buttons else "text",
+            text,
+        )
+        for text in page_strings(page, products, instruction)
+    ]
