@@ -1,6 +1,7 @@
 """Evaluates a run, or a model that was not trained here, and compares evaluations.
 
 python -m spark_jax.evaluate runs/tiny --splits=L0,L1 --samples=4
+python -m spark_jax.evaluate runs/tiny --splits=L1 --fork
 python -m spark_jax.evaluate runs/base --config=configs/scienceworld.py:smollm2 --checkpoint=initial
 python -m spark_jax.evaluate --compare runs/spark runs/grpo
 
@@ -41,6 +42,11 @@ def main(argv: Sequence[str]) -> None:
         help="newest, a step, reference (after the warm-up), initial",
     )
     parser.add_argument(
+        "--fork",
+        action="store_true",
+        help="grow a tree per task by the tree.* of the config, and let its leaves vote",
+    )
+    parser.add_argument(
         "--compare", nargs=2, metavar=("A", "B"), help="work folders: paired differences, B - A"
     )
     parser.add_argument(
@@ -62,7 +68,10 @@ def main(argv: Sequence[str]) -> None:
 
     temperature = options.temperature
     temperature = config.eval.temperature if temperature is None else temperature
-    name = options.name or f"{options.checkpoint} x{options.samples} T{temperature:g}"
+    name = (
+        options.name
+        or f"{options.checkpoint} x{options.samples} T{temperature:g}{' fork' if options.fork else ''}"
+    )
     if "/" in name or name.startswith("."):
         raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
     splits = tuple(options.splits.split(",")) if options.splits else tuple(config.eval.splits)
@@ -71,7 +80,7 @@ def main(argv: Sequence[str]) -> None:
             raise UserError(f"--splits names {split!r}; choose from {','.join(SPLITS)}.")
     request = Request(
         name, splits, options.episodes, options.samples, temperature, options.seed,
-        options.checkpoint,
+        options.checkpoint, options.fork,
     )  # fmt: skip
     entry = evaluate(config, workdir, request)
     print_summary([entry])

@@ -76,6 +76,17 @@ def test_samples_differ_and_a_stopped_evaluation_goes_on(trained, capsys):
     assert by_sample[0] == by_sample[1] == by_sample[2]
 
 
+def test_the_leaves_of_a_tree_vote(trained):
+    arguments = [str(trained), "--splits=L0", "--episodes=6", "--temperature=1"]
+    main([*arguments, "--name=alone"])
+    main([*arguments, "--name=voted", "--fork"])
+    alone, voted = episodes(trained, "alone"), episodes(trained, "voted")
+    assert [e["task"] for e in alone] == [e["task"] for e in voted]
+    # The tokens of all paths are paid for.
+    total = [sum(e["response_tokens"] for e in which) for which in (alone, voted)]
+    assert total[1] > 1.5 * total[0]
+
+
 def test_the_training_data_is_known(trained):
     seen = seen_tasks(trained)
     assert len([t for t in seen if t.split == "train"]) == len(seen) >= 12

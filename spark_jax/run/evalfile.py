@@ -31,7 +31,7 @@ class EpisodeResult(NamedTuple):
     repeated: int = 0  # steps whose action and observation happened before in the episode
     invalid: int = 0  # steps that the environment did not understand
     explored: int = 0  # steps with a complete <explore> block
-    response_tokens: int = 0  # sampled
+    response_tokens: int = 0  # sampled, in all paths where there was a vote
 
 
 def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:

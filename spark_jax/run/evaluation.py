@@ -1,4 +1,4 @@
-"""Plays a fixed panel of tasks, one episode each, and says how they ended."""
+"""Plays a fixed panel of tasks, an episode or a tree each, and says how they ended."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 from spark_jax.envs.pool import EnvPool
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
-from spark_jax.rollout.expand import Limits, grow_trees
+from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
 from spark_jax.rollout.measure import measure_path
+from spark_jax.rollout.vote import majority_leaf
 from spark_jax.run.evalfile import EpisodeResult
 from spark_jax.run.policy import EPISODE
 from spark_jax.types import Task, Tree
@@ -27,8 +28,10 @@ def play_panel(
     deterministic: bool = True,
     on_episode: Callable[[EpisodeResult], None] | None = None,
     sample: int = 0,
+    rule: TreeRule = EPISODE,
 ) -> list[EpisodeResult]:
-    """One episode per task, in the order of the panel.
+    """One episode per task, in the order of the panel. With another `rule` a tree is grown for each
+    task, and the leaf that its leaves vote for is the episode (rollout/vote.py).
 
     The random keys depend on (seed, sample, task) and not on the parameters: two policies that
     play the same panel are compared under common random numbers.
@@ -40,15 +43,14 @@ def play_panel(
             on_episode(_result(tree))
 
     trees = grow_trees(
-        panel, engine, environments, [dialogue] * len(panel), EPISODE, limits,
+        panel, engine, environments, [dialogue] * len(panel), rule, limits,
         (seed, "eval", sample), deterministic, tell,
     )  # fmt: skip
     return [_result(tree) for tree in trees]
 
 
 def _result(tree: Tree) -> EpisodeResult:
-    (leaf,) = tree.leaf_ids()
-    m = measure_path(tree, leaf)
+    m = measure_path(tree, majority_leaf(tree))
     return EpisodeResult(
         task=tree.task,
         success=m.success,
@@ -58,5 +60,5 @@ def _result(tree: Tree) -> EpisodeResult:
         repeated=m.repeated,
         invalid=m.invalid,
         explored=m.explored,
-        response_tokens=m.response_tokens,
+        response_tokens=sum(len(node.response_ids) for node in tree.nodes),
     )

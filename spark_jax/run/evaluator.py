@@ -25,13 +25,13 @@ from spark_jax.run.defaults import flatten
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation
 from spark_jax.run.evaluation import play_panel
 from spark_jax.run.files import write_text
-from spark_jax.run.policy import limits, load_policy, make_engine
+from spark_jax.run.policy import EPISODE, limits, load_policy, make_engine, tree_rule
 from spark_jax.run.progress import Progress
 from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
 from spark_jax.run.worlds import World, make_world
 from spark_jax.types import Task
 
-PLAYED_BY = ("seed", "env.", "model.", "rollout.")  # settings that an episode depends on
+PLAYED_BY = ("seed", "env.", "model.", "rollout.", "tree.")  # settings that an episode depends on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Request:
     # newest or reference (parameters after the warm-up) of the work folder's checkpoints, or
     # initial: the model's own weights, nothing trained
     checkpoint: str = NEWEST
+    fork: bool = False  # a tree per task by tree.*, and a vote of its leaves; else one episode
 
 
 def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, Any]:
@@ -64,6 +65,7 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
     policy = load_policy(config, workdir, None)
     params, step = saved_parameters(workdir, policy.params, request.checkpoint)
     engine = make_engine(config, policy)
+    rule = tree_rule(config) if request.fork else EPISODE
     dialogue = Dialogue(policy.codec, world.system, world.first_message)
     head = {**dataclasses.asdict(request), "splits": list(request.splits), "step": step}
     head["config"] = {
@@ -88,7 +90,7 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
                         played = play_panel(
                             left[i : i + part], params, engine, environments, dialogue,
                             limits(config), request.seed, request.temperature,
-                            config.rollout.deterministic, None, sample,
+                            config.rollout.deterministic, None, sample, rule,
                         )  # fmt: skip
                         done.add(sample, played)
                         progress.advance(len(played), success=done.success_rate())
