@@ -68,10 +68,8 @@ def main(argv: Sequence[str]) -> None:
 
     temperature = options.temperature
     temperature = config.eval.temperature if temperature is None else temperature
-    name = (
-        options.name
-        or f"{options.checkpoint} x{options.samples} T{temperature:g}{' fork' if options.fork else ''}"
-    )
+    name = options.name or f"{options.checkpoint} x{options.samples} T{temperature:g}"
+    name += " fork" if options.fork and not options.name else ""
     if "/" in name or name.startswith("."):
         raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
     splits = tuple(options.splits.split(",")) if options.splits else tuple(config.eval.splits)

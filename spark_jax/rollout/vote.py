@@ -9,8 +9,8 @@ def majority_leaf(tree: Tree) -> int:
     """The leaf that a majority vote chooses, as SPARK votes at test time.
 
     A leaf whose episode ended votes for how it ended: its last action and what the environment
-    answered. A path that was cut by a limit has no answer and votes only if no other has one. Ties go
-    to the answer that comes first in the tree. Rewards and outcomes of single leaves are not used.
+    answered. A path that was cut by a limit has no answer and votes only if no other has one. Ties
+    go to the answer that comes first in the tree. Rewards are not looked at.
     """
     leaves = tree.leaf_ids()
     ended = [i for i in leaves if tree.nodes[i].outcome in ("success", "failure")]
