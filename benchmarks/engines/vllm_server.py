@@ -33,6 +33,9 @@ class _Server:
 def serve(model: Model, dtype: str, rows: int, path_tokens: int) -> Iterator[Server]:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "3")  # GiB
+    # On a CPU it leaves one core to others unless told that all are its own.
+    os.environ.setdefault("VLLM_CPU_NUM_OF_RESERVED_CPU", "0")
+    os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))
     import vllm
 
     with tempfile.TemporaryDirectory() as folder:
