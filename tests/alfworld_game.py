@@ -117,6 +117,7 @@ def unpack(packed, folder, wanted):
 
 STOCK = """
 import json, sys, types
+answer = sys.argv[1]  # the translator changes the arguments
 try:
     import jericho
 except ImportError:
@@ -135,7 +136,7 @@ for path, actions in json.load(sys.stdin):
         said.append((state.feedback, bool(state["won"]), state["admissible_commands"]))
     out.append(said)
     env.close()
-open(sys.argv[1], "w").write(json.dumps(out))
+open(answer, "w").write(json.dumps(out))
 """
 
 

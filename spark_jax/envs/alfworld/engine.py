@@ -13,9 +13,12 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
+import os
+import pickle
 import shutil
 import sys
 import types
+import zlib
 from typing import NamedTuple
 
 from spark_jax.types import UserError
@@ -23,7 +26,6 @@ from spark_jax.types import UserError
 INSTALL = "pip install -e '.[alfworld]' && pip install --no-deps textworld==1.7.0 alfworld==0.4.2"
 _HEADER = "-= Welcome to TextWorld, ALFRED! =-\n\n"
 _TASK = "\n\nYour task is to: "
-_TRANSLATED = 16  # games whose translations are kept; each holds about 6 MB
 
 
 class Answer(NamedTuple):
@@ -52,22 +54,49 @@ class Engine:
     def __init__(self):
         check_installed()
         _do_without_jericho()
+        import fast_downward
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
         from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
-        from textworld.envs.pddl import PddlEnv
+        from textworld.envs.pddl import PddlEnv, logic
 
         quicken()
+        self._downward, self._logic = fast_downward, logic
+        self._translate = fast_downward.pddl2sas
         infos = textworld.EnvInfos(feedback=True, won=True, admissible_commands=True)
-        self._env = AlfredDemangler(PddlEnv(infos), shuffle=False)
+        self._game = PddlEnv(infos)
+        # The planner gets a translation of its own of each game; nothing here asks it for a plan.
+        self._game.downward_lib.load_sas_replan = lambda sas: None
+        self._env = AlfredDemangler(self._game, shuffle=False)
         with open(ALFRED_PDDL_PATH) as domain, open(ALFRED_TWL2_PATH) as grammar:
-            self._logic = {"pddl_domain": domain.read(), "grammar": grammar.read()}
+            self._domain, self._grammar = domain.read(), grammar.read()
+        self._problem, self._commands = "", {}
 
-    def start(self, problem: str) -> Answer:
-        """Begin a game; the text is the description of the room alone. Raises whatever the
-        translator raises for a text that is no problem of this domain."""
-        self._env.load({**self._logic, "pddl_problem": problem})
-        answer = _answer(self._env.reset())
+    def translate(self, problem: str) -> bytes:
+        """What the native library plays, made from a PDDL problem of alfworld's domain (0.1-2 s;
+        about 70 KB). Raises whatever the translator raises for a text that is none."""
+        task, sas = self._translate(self._domain, problem)
+        # What textworld reads of the task.
+        parts = {name: getattr(task, name) for name in ("actions", "types", "objects", "init")}
+        return zlib.compress(pickle.dumps((parts, sas)), 1)
+
+    def start(self, problem: str, translation: bytes) -> Answer:
+        """Begin a game; the text is the description of the room alone."""
+        parts, sas = pickle.loads(zlib.decompress(translation))
+        translated = types.SimpleNamespace(**parts), sas
+        # textworld asks for it twice, once with the planner's options.
+        self._downward.pddl2sas = lambda *args, **options: translated
+        game = {"pddl_domain": self._domain, "grammar": self._grammar, "pddl_problem": problem}
+        self._env.load(game)
+        if problem != self._problem:
+            self._problem, self._commands = problem, {}
+        remember_commands(self._game, self._commands)
+        # A reset makes the first state again, which nobody has touched yet.
+        make_state, self._logic.PddlState = self._logic.PddlState, lambda *_: self._game._pddl_state
+        try:
+            answer = _answer(self._env.reset())
+        finally:
+            self._logic.PddlState = make_state
         room = answer.text.removeprefix(_HEADER).partition(_TASK)[0]
         return answer._replace(text=room.strip())
 
@@ -100,7 +129,8 @@ def quicken() -> None:
     from textworld import logic as facts
     from textworld.envs.pddl import logic, textgen
 
-    fast_downward.pddl2sas = functools.lru_cache(_TRANSLATED)(fast_downward.pddl2sas)
+    # One engine in a process needs no copy of the library to itself: a link to it is shared.
+    fast_downward.interface.shutil = types.SimpleNamespace(copyfile=os.symlink)
     logic.GameLogic = functools.lru_cache(4)(logic.GameLogic)
 
     parse = functools.cache(textgen._parse_and_convert)
@@ -112,6 +142,23 @@ def quicken() -> None:
     query = facts.Rule.parse_conjunctive_query
     facts.Rule.parse_conjunctive_query = functools.cache(query)
     textgen.copy_context = _copy_context
+
+
+def remember_commands(game, known: dict[tuple, str]) -> None:
+    """Make a loaded PddlEnv derive the text of each command once, and keep it in `known`. (The
+    grammar looks up for it what does not change in a game: names, and which furniture is where.)"""
+    grammar = game._logic.grammar
+    templates = {action.template for action in game._logic.actions.values()}
+
+    def derive(start, context):
+        if start not in templates:
+            return type(grammar).derive(grammar, start, context)
+        key = (start, *((slot.name, thing.name) for slot, thing in context["mapping"].items()))
+        if key not in known:
+            known[key] = type(grammar).derive(grammar, start, context)
+        return known[key]
+
+    grammar.derive = derive
 
 
 def _copy_context(context: dict) -> dict:

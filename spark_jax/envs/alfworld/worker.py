@@ -1,16 +1,14 @@
 """The process that plays the games of one environment.
 
-`python -m spark_jax.envs.alfworld.worker FD` answers JSON requests on the socket FD, which it
-inherited, until the other side closes it: so it ends with its parent, however that ends.
-
-    {"start": PROBLEM} or {"step": ACTION}  ->  {"answer": [text, won, admissible]}
-                                            or  {"failed": why}
+`python -m spark_jax.envs.alfworld.worker FD` answers requests on the socket FD, which it inherited,
+until the other side closes it: so it ends with its parent, however that ends. Requests are
+("translate", problem), ("start", problem, translation) and ("step", action), as the methods of
+`Engine`; answers ("done", what the method returned) or ("failed", why).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import subprocess
 import sys
@@ -53,21 +51,20 @@ def start_worker() -> Worker:
     return Worker(process, ours)
 
 
-def ask(worker: Worker, request: str, value: str) -> Answer:
-    """Its answer to {request: value}. Raises Refused with what the engine said, or RuntimeError
-    when the process has ended or does not answer."""
+def ask(worker: Worker, method: str, *arguments: str | bytes) -> Answer | bytes:
+    """What a method of its engine returns. Raises Refused with what the engine said, or
+    RuntimeError when the process has ended or does not answer."""
     try:
-        worker.line.send_bytes(json.dumps({request: value}).encode())
+        worker.line.send((method, *arguments))
         if not worker.line.poll(_ANSWER_TIMEOUT_S):
             raise RuntimeError(f"its process did not answer for {_ANSWER_TIMEOUT_S:.0f} s")
-        reply = json.loads(worker.line.recv_bytes())
+        outcome, value = worker.line.recv()
     except (EOFError, OSError) as error:
-        code = worker.process.poll()
-        raise RuntimeError(f"its process {worker.process.pid} ended (code {code})") from error
-    if "failed" in reply:
-        raise Refused(reply["failed"])
-    text, won, admissible = reply["answer"]
-    return Answer(text, won, tuple(admissible))
+        pid, code = worker.process.pid, worker.process.poll()
+        raise RuntimeError(f"its process {pid} ended (code {code})") from error
+    if outcome == "failed":
+        raise Refused(value)
+    return value
 
 
 def stop_worker(worker: Worker) -> None:
@@ -83,20 +80,16 @@ def serve(line: Connection) -> None:
     """Answer requests until the line is closed."""
     engine = None
     while True:
-        try:
-            ((request, value),) = json.loads(line.recv_bytes()).items()
-        except (EOFError, OSError):
-            return
-        try:
-            engine = engine or Engine()
-            answer = engine.start(value) if request == "start" else engine.step(value)
-            reply = {"answer": answer}
-        except (Exception, SystemExit) as error:  # the translator exits on some bad problems
-            reply = {"failed": f"{type(error).__name__}: {error}"}
-        try:
-            line.send_bytes(json.dumps(reply).encode())
-        except OSError:
-            return
+        with contextlib.suppress(BrokenPipeError):
+            try:
+                method, *arguments = line.recv()
+            except (EOFError, OSError):
+                return
+            try:
+                engine = engine or Engine()
+                line.send(("done", getattr(engine, method)(*arguments)))
+            except (Exception, SystemExit) as error:  # the translator exits on some bad problems
+                line.send(("failed", f"{type(error).__name__}: {error}"))
 
 
 if __name__ == "__main__":
