@@ -197,12 +197,12 @@ def test_a_broken_file_is_named(home, text):
 
 def test_missing_packages_and_compilers_are_named(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(engine.shutil, "which", lambda tool: None if tool == "cmake" else tool)
+    monkeypatch.setattr(engine.shutil, "which", lambda tool: None if tool == "g++" else tool)
     env = AlfWorldEnvironment(find_small)
     with pytest.raises(UserError) as caught:
         env.start(TASK)
     assert str(caught.value) == (
-        "ALFWorld needs textworld and alfworld and its planner: install cmake (the planner is "
+        "ALFWorld needs textworld and alfworld and its planner: install g++ (the planner is "
         f"compiled), then run `{engine.INSTALL}`."
     )
     monkeypatch.setattr(engine.shutil, "which", lambda tool: tool)

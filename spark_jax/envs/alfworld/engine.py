@@ -42,7 +42,7 @@ def check_installed() -> None:
     missing = [needed[name] for name in needed if importlib.util.find_spec(name) is None]
     if not missing:
         return
-    tools = [tool for tool in ("g++", "cmake", "make") if shutil.which(tool) is None]
+    tools = [tool for tool in ("g++", "make") if shutil.which(tool) is None]
     first = f"install {' and '.join(tools)} (the planner is compiled), then run" if tools else "run"
     raise UserError(f"ALFWorld needs {' and '.join(missing)}: {first} `{INSTALL}`.")
 
@@ -53,7 +53,7 @@ class Engine:
 
     def __init__(self):
         check_installed()
-        _do_without_jericho()
+        do_without_jericho()
         import fast_downward
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
@@ -106,7 +106,7 @@ class Engine:
         return _answer(state)
 
 
-def _do_without_jericho() -> None:
+def do_without_jericho() -> None:
     """textworld imports jericho, for games of another kind: a build and 415 MB that nothing here
     needs. Where it is missing, an empty module with what is used on import stands in for it."""
     if "jericho" not in sys.modules and importlib.util.find_spec("jericho") is None:
