@@ -9,7 +9,6 @@ import os
 import pathlib
 import pickle
 import random
-import statistics
 import subprocess
 import sys
 import time
@@ -381,6 +380,18 @@ def test_a_game_that_is_none_is_named(env):
 
 
 @needs_engine
+def test_an_engine_that_cannot_be_opened_is_told(monkeypatch, tmp_path):
+    (tmp_path / "textworld.py").write_text("raise ImportError('built for another numpy')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    env = AlfWorldEnvironment(find_small)
+    with pytest.raises(
+        UserError, match="cannot be opened .ImportError: built for .*: run `pip inst"
+    ):
+        env.start(TASK)
+    env.close()
+
+
+@needs_engine
 def test_the_process_ends_with_its_parent():
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
@@ -412,18 +423,23 @@ def test_the_process_has_no_jax_and_stays_small(env):
 
 @needs_engine
 def test_what_was_asked_for_once_is_remembered(env):
-    """A step is some 20 times quicker than stock and a second start of a game 30 times; the bounds
-    leave room for busy machines."""
-    starts, steps = [], []
-    for _ in range(8):
-        began = time.perf_counter()
+    """In processor time of the engine: stock takes over 150 ms to start this game and 20 ms a step;
+    ours some 6 and 2."""
+
+    def used():
+        ticks = pathlib.Path(f"/proc/{env.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+    played(env, TASK, SMALL[1].walkthrough)
+    began = used()
+    for _ in range(20):
         env.start(TASK)
-        starts.append(time.perf_counter() - began)
-        for action in SMALL[1].walkthrough:
-            began = time.perf_counter()
-            env.step(action)
-            steps.append(time.perf_counter() - began)
-    assert statistics.median(starts) < 0.06 and statistics.median(steps) < 0.02
+    started = used()
+    for _ in range(10):
+        played(env, TASK, SMALL[1].walkthrough)
+    a_start = (started - began) / 20
+    a_step = (used() - started - 10 * a_start) / 10 / len(SMALL[1].walkthrough)
+    assert a_start < 0.05 and a_step < 0.01
 
 
 # ---- official games
