@@ -1,0 +1,96 @@
+"""The process that plays the games of one environment.
+
+`python -m spark_jax.envs.alfworld.worker FD` answers requests on the socket FD, which it inherited,
+until the other side closes it: so it ends with its parent, however that ends. Requests are
+("translate", problem), ("start", problem, translation) and ("step", action), as the methods of
+`Engine`; answers ("done", what the method returned) or ("failed", why).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import NamedTuple
+
+from spark_jax.envs.alfworld.engine import Answer, Engine
+
+_ROOT = Path(__file__).resolve().parents[3]  # the folder that holds the package spark_jax
+_ANSWER_TIMEOUT_S = 120.0  # opening the largest game takes a few seconds on a busy machine
+
+
+class Worker(NamedTuple):
+    """A running process and the line to it."""
+
+    process: subprocess.Popen
+    line: Connection
+
+
+class Refused(Exception):
+    """The engine raised; the worker lives on."""
+
+
+def start_worker() -> Worker:
+    """Start one (1-2 s until its first answer, 130 MB)."""
+    ours, theirs = Pipe()
+    path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH"))))
+    with theirs:
+        # Its own process group: Ctrl-C must not kill environments that a clean stop still needs.
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, str(theirs.fileno())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,  # the planner is talkative
+            stderr=subprocess.DEVNULL,
+            pass_fds=(theirs.fileno(),),
+            process_group=0,
+            env={**os.environ, "PYTHONPATH": path},
+        )
+    return Worker(process, ours)
+
+
+def ask(worker: Worker, method: str, *arguments: str | bytes) -> Answer | bytes:
+    """What a method of its engine returns. Raises Refused with what the engine said, or
+    RuntimeError when the process has ended or does not answer."""
+    try:
+        worker.line.send((method, *arguments))
+        if not worker.line.poll(_ANSWER_TIMEOUT_S):
+            raise RuntimeError(f"its process did not answer for {_ANSWER_TIMEOUT_S:.0f} s")
+        outcome, value = worker.line.recv()
+    except (EOFError, OSError) as error:
+        pid, code = worker.process.pid, worker.process.poll()
+        raise RuntimeError(f"its process {pid} ended (code {code})") from error
+    if outcome == "failed":
+        raise Refused(value)
+    return value
+
+
+def stop_worker(worker: Worker) -> None:
+    """End it, dead or alive, and reap it (it holds nothing worth saving)."""
+    with contextlib.suppress(OSError):
+        worker.line.close()
+    with contextlib.suppress(OSError):
+        worker.process.kill()
+    worker.process.wait()
+
+
+def serve(line: Connection) -> None:
+    """Answer requests until the line is closed."""
+    engine = None
+    while True:
+        with contextlib.suppress(BrokenPipeError):
+            try:
+                method, *arguments = line.recv()
+            except (EOFError, OSError):
+                return
+            try:
+                engine = engine or Engine()
+                line.send(("done", getattr(engine, method)(*arguments)))
+            except (Exception, SystemExit) as error:  # the translator exits on some bad problems
+                line.send(("failed", f"{type(error).__name__}: {error}"))
+
+
+if __name__ == "__main__":
+    serve(Connection(int(sys.argv[1])))
