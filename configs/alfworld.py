@@ -38,5 +38,5 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         config.rollout.response_tokens = 40
         config.rollout.path_tokens = 1152
         config.train.row_tokens = 1152
-        config.train.row_targets = 640
+        config.train.row_targets = 832  # 20 responses of a path
     return config

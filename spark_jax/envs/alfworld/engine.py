@@ -42,7 +42,7 @@ def check_installed() -> None:
     missing = [needed[name] for name in needed if importlib.util.find_spec(name) is None]
     if not missing:
         return
-    tools = [tool for tool in ("g++", "cmake", "make") if shutil.which(tool) is None]
+    tools = [tool for tool in ("g++", "make") if shutil.which(tool) is None]
     first = f"install {' and '.join(tools)} (the planner is compiled), then run" if tools else "run"
     raise UserError(f"ALFWorld needs {' and '.join(missing)}: {first} `{INSTALL}`.")
 
@@ -53,7 +53,7 @@ class Engine:
 
     def __init__(self):
         check_installed()
-        _do_without_jericho()
+        do_without_jericho()
         import fast_downward
         import textworld
         from alfworld.agents.environment.alfred_tw_env import AlfredDemangler
@@ -70,6 +70,7 @@ class Engine:
         self._env = AlfredDemangler(self._game, shuffle=False)
         with open(ALFRED_PDDL_PATH) as domain, open(ALFRED_TWL2_PATH) as grammar:
             self._domain, self._grammar = domain.read(), grammar.read()
+        self._problem, self._commands = "", {}
 
     def translate(self, problem: str) -> bytes:
         """What the native library plays, made from a PDDL problem of alfworld's domain (0.1-2 s;
@@ -87,7 +88,9 @@ class Engine:
         self._downward.pddl2sas = lambda *args, **options: translated
         game = {"pddl_domain": self._domain, "grammar": self._grammar, "pddl_problem": problem}
         self._env.load(game)
-        remember_commands(self._game)
+        if problem != self._problem:
+            self._problem, self._commands = problem, {}
+        remember_commands(self._game, self._commands)
         # A reset makes the first state again, which nobody has touched yet.
         make_state, self._logic.PddlState = self._logic.PddlState, lambda *_: self._game._pddl_state
         try:
@@ -103,7 +106,7 @@ class Engine:
         return _answer(state)
 
 
-def _do_without_jericho() -> None:
+def do_without_jericho() -> None:
     """textworld imports jericho, for games of another kind: a build and 415 MB that nothing here
     needs. Where it is missing, an empty module with what is used on import stands in for it."""
     if "jericho" not in sys.modules and importlib.util.find_spec("jericho") is None:
@@ -141,12 +144,11 @@ def quicken() -> None:
     textgen.copy_context = _copy_context
 
 
-def remember_commands(game) -> None:
-    """Make a loaded PddlEnv derive the text of each command once. (The grammar looks things up for
-    it that do not change in a game: names, and which furniture stands where.)"""
+def remember_commands(game, known: dict[tuple, str]) -> None:
+    """Make a loaded PddlEnv derive the text of each command once, and keep it in `known`. (The
+    grammar looks up for it what does not change in a game: names, and which furniture is where.)"""
     grammar = game._logic.grammar
     templates = {action.template for action in game._logic.actions.values()}
-    known: dict[tuple, str] = {}
 
     def derive(start, context):
         if start not in templates:
