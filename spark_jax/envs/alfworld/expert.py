@@ -157,7 +157,7 @@ class _Visit:
         if source in self.closed:
             self.look_inside(source, f"{capital(source)} is closed; open it for the {thing}.")
         self.do(f"take {thing} from {source}", f"Here is {thing}; take it.")
-        self.contents[source].remove(thing)
+        self.contents[source] = [t for t in self.contents[source] if t != thing]
         return thing
 
     def change(self, thing: str) -> None:

@@ -2,9 +2,9 @@
 
 A game is text alone, so making them needs no engine. Splits mean what the official ones mean:
 
-    train   layouts 1..n, most pairs of a thing and the place it goes to
+    train   20 layouts, most pairs of a thing and the place it goes to
     L0      the layouts and pairs of train games, other households ("seen")
-    L1      other layouts and other pairs ("unseen"); L2 is its part of held-out types
+    L1      9 other layouts and other pairs ("unseen"); L2 is its part of held-out types
 """
 
 from __future__ import annotations
