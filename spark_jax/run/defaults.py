@@ -19,9 +19,7 @@ def base_config() -> ConfigDict:
     config.env = ConfigDict()
     config.env.name = "scienceworld"  # or alfworld, webshop, toy (tests), MODULE:FUNCTION
     config.env.tasks = "default"  # task types, comma separated (WebShop: synthetic or human goals)
-    # WebShop: folder with its files, "": the embedded shop. ALFWorld: folder with the official
-    # games, "official": $ALFWORLD_DATA, "": the embedded games.
-    config.env.data_dir = ""
+    config.env.data_dir = ""  # WebShop's files or ALFWorld's games ("official"); "": embedded
     config.env.max_steps = 16  # turns of the environment before a path is cut (step_limit)
     config.env.workers = 0  # live environments; 0: as many as cores and memory allow
     config.env.protocol = "held_out"  # held_out (has L2) or all_types (trains on every type)
