@@ -10,20 +10,18 @@ Without `env.data_dir` the shop is the embedded one: 300 generated products, 1,2
   smollm2, qwen1.5b, qwen7b   as in configs/scienceworld.py.
 """
 
-import importlib.util
 import pathlib
 
 from ml_collections import ConfigDict
+
+from spark_jax.run.config import read_config_file
 
 _HERE = pathlib.Path(__file__).parent
 
 
 def get_config(preset: str = "tiny") -> ConfigDict:
     """ScienceWorld's preset with what is different in the shop."""
-    spec = importlib.util.spec_from_file_location("scienceworld", _HERE / "scienceworld.py")
-    scienceworld = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(scienceworld)
-    config = scienceworld.get_config(preset)
+    config = read_config_file(f"{_HERE / 'scienceworld.py'}:{preset}")
     config.env.name = "webshop"
     config.env.protocol = "all_types"
     config.env.max_steps = 15  # the paper's

@@ -51,7 +51,7 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Raises:
       UserError: a file, preset, key, type or value is wrong.
     """
-    config = _read_file(source)
+    config = read_config_file(source)
     _check_keys(flatten(config), source)
     config = _with_types_of_base(config)
     overridden = _apply_overrides(config, overrides)
@@ -135,7 +135,9 @@ def unknown_key_message(key: str, known: Sequence[str]) -> str:
     return f"there is no key config.{key}; the nearest one is config.{best[0]}."
 
 
-def _read_file(source: str) -> ConfigDict:
+def read_config_file(source: str) -> ConfigDict:
+    """What `get_config` of `FILE` or `FILE:PRESET` returns, unchecked: for `load_config`, and for
+    config files that start from another one. Raises UserError for a file that fails."""
     name, _, preset = source.partition(":")
     path = pathlib.Path(name)
     if not path.is_file():

@@ -17,14 +17,15 @@ def base_config() -> ConfigDict:
     config.seed = 0  # of everything: parameters, tasks, sampling
 
     config.env = ConfigDict()
-    config.env.name = "scienceworld"  # scienceworld, webshop, toy (tests), or MODULE:FUNCTION
+    config.env.name = "scienceworld"  # or alfworld, webshop, toy (tests), MODULE:FUNCTION
     config.env.tasks = "default"  # task types, comma separated (WebShop: synthetic or human goals)
-    config.env.data_dir = ""  # WebShop: folder with its files; "": the embedded shop
+    config.env.data_dir = ""  # WebShop's files or ALFWorld's games ("official"); "": embedded
     config.env.max_steps = 16  # turns of the environment before a path is cut (step_limit)
     config.env.workers = 0  # live environments; 0: as many as cores and memory allow
     config.env.protocol = "held_out"  # held_out (has L2) or all_types (trains on every type)
     config.env.success = "strict"  # ScienceWorld: strict (score 100) or loose (done, score > 0)
     config.env.simplification = "easy"  # ScienceWorld's own simplification string
+    config.env.show_admissible = False  # ALFWorld: each observation lists the actions that work
     config.env.prompt = "short"  # short (model trained from scratch) or full (rules, templates)
 
     config.model = ConfigDict()

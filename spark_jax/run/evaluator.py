@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
     keep_on_disk()
     check_checkpoint(workdir, request.checkpoint)
     world = make_world(config)
+    if world.source:
+        print(world.source, file=sys.stderr, flush=True)
     policy = load_policy(config, workdir, None)
     params, step = saved_parameters(workdir, policy.params, request.checkpoint)
     engine = make_engine(config, policy)

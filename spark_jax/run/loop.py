@@ -92,6 +92,8 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     world = make_world(config)
     workers = config.env.workers or default_workers()
     _say(f"{workdir}: {'resuming' if resumed else 'new run'}, {workers} environments")
+    if world.source:
+        _say(world.source)
     examples = _examples(config, workdir, world)
     policy = load_policy(config, workdir, warmup.texts(examples))
     count = parameter_count(policy.config)

@@ -12,6 +12,9 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from spark_jax.envs import expert, scienceworld, toy
+from spark_jax.envs.alfworld import expert as household
+from spark_jax.envs.alfworld import tasks as alfworld
+from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
 from spark_jax.envs.base import Environment
 from spark_jax.envs.tasks import by_type
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
@@ -29,6 +32,7 @@ class World(NamedTuple):
     first_message: Callable[[Start], str]
     experts: Experts
     known_names: tuple[str, ...] = ()  # task types in which a name tells what the thing is
+    source: str = ""  # where the tasks come from, for the user to read; "": there is one source
 
 
 def make_world(config: ConfigDict) -> World:
@@ -43,7 +47,12 @@ def make_world(config: ConfigDict) -> World:
                     "set eval.splits."
                 )
         return world
-    worlds = {"scienceworld": _scienceworld, "webshop": _webshop, "toy": _toy}
+    worlds = {
+        "scienceworld": _scienceworld,
+        "alfworld": _alfworld,
+        "webshop": _webshop,
+        "toy": _toy,
+    }
     name = config.env.name
     if name not in worlds:
         nearest = difflib.get_close_matches(name, worlds, 1, 0.0)[0]
@@ -103,6 +112,30 @@ def _scienceworld(config: ConfigDict) -> World:
 
 def _gold(style, tasks, workers, cache, on_done) -> list[Trajectory]:
     return expert.gold_paths(tasks, workers, cache, on_done, style)
+
+
+def _alfworld(config: ConfigDict) -> World:
+    env = config.env
+    splits = functools.partial(alfworld.split_tasks, env.tasks, env.protocol, env.data_dir)
+    find_game = functools.partial(alfworld.find_game, env.data_dir)
+    make_env = functools.partial(AlfWorldEnvironment, find_game, env.show_admissible)
+
+    def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
+        player = make_env()
+        try:
+            return household.winning_paths(player, wanted, env.max_steps, on_done)
+        finally:
+            player.close()
+
+    return World(
+        make_env=make_env,
+        train=by_type(splits("train")),
+        splits={split: splits(split) for split in _splits(config)},
+        system=alfworld.system_prompt(env.prompt),
+        first_message=functools.partial(alfworld.first_message, style=env.prompt),
+        experts=experts,
+        source=alfworld.source(env.data_dir),
+    )
 
 
 def _webshop(config: ConfigDict) -> World:

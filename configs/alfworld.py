@@ -1,0 +1,42 @@
+"""SPARK on ALFWorld.
+
+    python -m spark_jax.main --config=configs/alfworld.py --workdir=runs/alfworld
+    python -m spark_jax.main --config=configs/alfworld.py:qwen1.5b --workdir=runs/alfworld-qwen \\
+      --config.env.data_dir=official
+
+Without `env.data_dir` the games are the embedded ones: 600 train, 144 L0, 144 L1, in rooms of our
+own. Presets:
+  tiny      a small model trained from scratch: no download, no GPU.
+  nano      smaller still, for tests: it runs in seconds and learns next to nothing.
+  smollm2, qwen1.5b, qwen7b   as in configs/scienceworld.py.
+"""
+
+import pathlib
+
+from ml_collections import ConfigDict
+
+from spark_jax.run.config import read_config_file
+
+_HERE = pathlib.Path(__file__).parent
+
+
+def get_config(preset: str = "tiny") -> ConfigDict:
+    """ScienceWorld's preset with what is different in a household."""
+    config = read_config_file(f"{_HERE / 'scienceworld.py'}:{preset}")
+    config.env.name = "alfworld"
+    config.env.protocol = "all_types"
+    config.env.max_steps = 30  # the paper's
+    config.eval.splits = ("L0", "L1")
+    if preset in ("tiny", "nano"):
+        config.env.max_steps = 20  # nearly all embedded games are won by the expert in 18
+        config.sft.rename = config.rl.rename = 0.0  # a fridge cools, whatever else is swapped
+        config.sft.epochs = 16
+        config.sft.panel_every = 4
+        config.rl.iterations = 6
+        config.rl.tasks_per_iteration = 8
+        # The expert's paths have 420 tokens, the longest 910; its responses at most 27.
+        config.rollout.response_tokens = 40
+        config.rollout.path_tokens = 1152
+        config.train.row_tokens = 1152
+        config.train.row_targets = 832  # 20 responses of a path
+    return config

@@ -1,0 +1,122 @@
+"""The embedded games in the real engine: the walkthroughs and the searching expert win.
+
+With ALFWORLD_GAMES=<alfworld_games.jsonl.xz> the expert plays a sample of the official games too.
+"""
+
+import importlib.util
+import json
+import lzma
+import os
+
+import pytest
+
+from spark_jax.envs.alfworld import tasks
+from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
+from spark_jax.envs.alfworld.expert import play, winning_paths
+from spark_jax.envs.alfworld.games import TASK_TYPES, Game
+from spark_jax.envs.alfworld.generate import games
+from spark_jax.envs.annotate import explore_density
+from spark_jax.types import Task
+
+MISSING = [p for p in ("textworld", "alfworld", "fast_downward") if not importlib.util.find_spec(p)]
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not installed ('.[alfworld]')")
+
+SAMPLE = {  # one game of each type, and of one type more
+    split: tasks.split_tasks("default", "all_types", "", split)[3::step]
+    for split, step in (("train", 90), ("L1", 23))
+}
+
+
+@pytest.fixture(scope="module")
+def env():
+    player = AlfWorldEnvironment(lambda task: tasks.find_game("", task))
+    yield player
+    player.close()
+
+
+def everything(split):
+    assert {task.type for task in SAMPLE[split]} == set(TASK_TYPES)
+    return SAMPLE[split]
+
+
+@pytest.mark.parametrize("split", ["train", "L1"])
+def test_walkthroughs_win_with_their_last_action(env, split):
+    for task in everything(split):
+        env.start(task)
+        *before, last = games(split)[task.variation].walkthrough
+        for action in before:
+            result = env.step(action)
+            assert result.valid and not result.done, (task, action)
+        assert env.step(last).success, task
+
+
+@pytest.mark.parametrize("split", ["train", "L1"])
+def test_the_expert_wins_by_searching(env, split):
+    done = []
+    paths = winning_paths(env, everything(split), 20, lambda *counts: done.append(counts))
+    assert len(paths) == len(SAMPLE[split]) == len(done)
+    shortest = [len(games(split)[path.task.variation].walkthrough) for path in paths]
+    assert all(len(p.steps) >= n for p, n in zip(paths, shortest, strict=True))
+    assert sum(len(p.steps) for p in paths) > sum(shortest)  # it does not know where things are
+    for path in paths:
+        assert "Nothing happens." not in [step.observation for step in path.steps]
+        assert not path.steps[-1].explore  # no fork can follow
+        for step in path.steps:
+            assert step.explore == bool(step.alternatives)
+            assert step.action not in step.alternatives
+            assert len(step.reasoning) < 100 and step.reasoning[0].isupper()
+            assert all(a.startswith("go to ") for a in step.alternatives)
+    density = explore_density(paths)
+    assert 0.1 < density[0] < 0.35 and max(density) < 0.35 and density[5] == 0.0
+
+
+def test_the_expert_does_the_same_again(env):
+    task = SAMPLE["train"][2]
+    again = AlfWorldEnvironment(lambda task: tasks.find_game("", task))
+    try:
+        assert play(env, task) == play(again, task)
+    finally:
+        again.close()
+
+
+def test_it_stops_at_the_step_limit(env):
+    path = play(env, SAMPLE["train"][0], max_steps=2)
+    assert len(path.steps) == 2 and path.score == 0.0
+    assert winning_paths(env, SAMPLE["train"][:1], 2, lambda *counts: None) == []
+
+
+def test_lists_of_actions_do_not_confuse_it():
+    find_game = lambda task: tasks.find_game("", task)  # noqa: E731
+    verbose = AlfWorldEnvironment(find_game, show_admissible=True)
+    plain = AlfWorldEnvironment(find_game)
+    try:
+        task = SAMPLE["L1"][1]
+        one, two = play(verbose, task), play(plain, task)
+        assert [s.action for s in one.steps] == [s.action for s in two.steps]
+        assert one.score == 100.0
+    finally:
+        verbose.close()
+        plain.close()
+
+
+def test_the_expert_wins_official_games():
+    file = os.environ.get("ALFWORLD_GAMES", "")
+    if not file:
+        pytest.skip("needs the official games: set ALFWORLD_GAMES to alfworld_games.jsonl.xz")
+    with lzma.open(file, "rt") as lines:
+        rows = [row for row in map(json.loads, lines) if "/valid_unseen/" in row["path"]][::12]
+    chosen = [
+        Game(
+            row["path"],
+            row["path"].split("/")[2].partition("-")[0],
+            row["task"].partition("Your task is to: ")[2],
+            row["pddl_problem"],
+        )
+        for row in rows
+    ]
+    player = AlfWorldEnvironment(lambda task: chosen[task.variation])
+    try:
+        wanted = [Task("alfworld", game.type, i, split="L1") for i, game in enumerate(chosen)]
+        assert len(winning_paths(player, wanted, 50, lambda *counts: None)) >= 0.9 * len(wanted)
+    finally:
+        player.close()
