@@ -39,7 +39,12 @@ WEBSHOP = [
     "ijson>=3.3",  # the catalogue of 1.2 million products does not fit into memory as text
 ]
 
+ENDPOINTS = [
+    "urllib3>=2.6",  # connections, and the waits of retries (Retry-After with an upper bound)
+]
+
 EXTRAS = {
+    "endpoints": ENDPOINTS,
     "scienceworld": SCIENCEWORLD,
     "webshop": WEBSHOP,
     "alfworld": ["alfworld>=0.4.2,<0.5"],  # builds its planner on install: needs g++ and cmake

@@ -15,9 +15,10 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from spark_jax.rollout.measure import measure_path
 from spark_jax.run.files import write_text
 from spark_jax.run.statistics import bootstrap, wilson
-from spark_jax.types import Task, UserError
+from spark_jax.types import Task, Tree, UserError
 
 
 class EpisodeResult(NamedTuple):
@@ -32,6 +33,24 @@ class EpisodeResult(NamedTuple):
     invalid: int = 0  # steps that the environment did not understand
     explored: int = 0  # steps with a complete <explore> block
     response_tokens: int = 0  # sampled
+    prompt_tokens: int = 0  # an endpoint's count of what it read, over all requests; else 0
+
+
+def episode_result(tree: Tree) -> EpisodeResult:
+    """How the episode ended that `tree`, a tree with one leaf, holds."""
+    (leaf,) = tree.leaf_ids()
+    m = measure_path(tree, leaf)
+    return EpisodeResult(
+        task=tree.task,
+        success=m.success,
+        loose=m.loose,
+        score=m.score,
+        steps=m.steps,
+        repeated=m.repeated,
+        invalid=m.invalid,
+        explored=m.explored,
+        response_tokens=m.response_tokens,
+    )
 
 
 def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -121,9 +140,12 @@ def add_evaluation(
     step: int,
     temperature: float,
     splits: Mapping[str, Sequence[EpisodeResult]],
+    endpoint: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Adds an evaluation to `eval.json`, or replaces the one with the same name (a resumed run
     evaluates again what it had not recorded in a checkpoint).
+
+    `endpoint`: what a model behind an endpoint is and has cost (run/prompted.py).
 
     Returns:
       the entry that was written.
@@ -134,6 +156,8 @@ def add_evaluation(
         "temperature": temperature,
         "splits": {split: split_summary(results) for split, results in splits.items()},
     }
+    if endpoint is not None:
+        entry["endpoint"] = dict(endpoint)
     _write(workdir, [e for e in read_evaluations(workdir) if e["name"] != name] + [entry])
     return entry
 
