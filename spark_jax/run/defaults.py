@@ -62,6 +62,7 @@ def base_config() -> ConfigDict:
     config.sft.rename = 0.0  # share of the dialogues in which names are swapped (run/rename.py)
     config.sft.context_weight = 0.0  # loss of a token the environment wrote, beside 1 of a response
     config.sft.from_run = ""  # work folder of a run whose warm-up this one starts from; "": its own
+    config.sft.dialogues = ""  # file of spark_jax.annotate to learn from; "": paths of our own
     config.sft.extra_seconds = 0.0  # algo.name=sft: the warm-up goes on for so long instead of RL
 
     config.rl = ConfigDict()

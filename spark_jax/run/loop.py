@@ -157,6 +157,10 @@ def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Ex
     if not config.sft.trajectories:
         return []
     count = config.sft.trajectories
+    if config.sft.dialogues:
+        examples = warmup.given_examples(Path(config.sft.dialogues), world, count)
+        warmup.save_examples(path, examples)
+        return examples
     with Progress("expert paths", count, "path") as progress:
         done = 0
 

@@ -93,6 +93,11 @@ def check_config(config: ConfigDict) -> None:
         )
     if config.algo.name == "react":
         _check_prompted(config)
+    if config.sft.dialogues and config.sft.from_run:
+        raise UserError(
+            "config.sft.dialogues and config.sft.from_run are both set; the warm-up of another run "
+            "brings its own dialogues, so leave one out."
+        )
     if config.sft.min_learning_rate > config.sft.learning_rate:
         raise UserError(
             f"config.sft.min_learning_rate is {config.sft.min_learning_rate}; it has to be at most "
