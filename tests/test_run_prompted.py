@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import threading
 import time
 
@@ -269,3 +270,9 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(tmp_path, capsys, more, se
     err = capsys.readouterr().err
     assert code == 2 and sentence in err and err.count("\n") == 1 and KEY not in err
     assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_package_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "spark_jax.run.endpoint", None)
+    assert exit_code(main, arguments("http://127.0.0.1:9/v1", tmp_path / "new")) == 2
+    assert "pip install -e '.[endpoints]'" in capsys.readouterr().err

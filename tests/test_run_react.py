@@ -10,6 +10,8 @@ from spark_jax.models.presets import load_model, save_model
 from spark_jax.run.command_line import exit_code
 from spark_jax.run.config import load_config
 from spark_jax.run.evalfile import read_evaluations
+from spark_jax.run.warmup import expert_examples, texts
+from spark_jax.run.worlds import make_world
 from spark_jax.types import UserError
 
 OWN = ("sft.", "rl.", "checkpoint.", "tree.", "eval.splits")
@@ -23,8 +25,10 @@ REACT = [
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     folder = tmp_path_factory.mktemp("react") / "weights"
-    texts = ["pass 2 doors", "The owl room. Doors: red, blue, green.", "<think></think><action>"]
-    save_model(load_model("nano", texts=texts), folder)
+    world = make_world(load_config("configs/toy.py", SETTINGS))
+    # The vocabulary of other tests' runs, so that programs are shared with them.
+    dialogues = expert_examples(world, 12, 0, 1, None, lambda *_: None)
+    save_model(load_model("nano", texts=texts(dialogues)), folder)
     return folder
 
 

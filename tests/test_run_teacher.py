@@ -8,7 +8,6 @@ import pytest
 pytest.importorskip("urllib3", reason="needs the extra endpoints")
 
 from chat_server import Reply, says, serve  # noqa: E402
-from small_run import SETTINGS  # noqa: E402
 
 from spark_jax.annotate import main  # noqa: E402
 from spark_jax.envs.response import parse_response  # noqa: E402
@@ -17,7 +16,7 @@ from spark_jax.envs.toy import rooms, solution, toy_tasks  # noqa: E402
 from spark_jax.run.command_line import exit_code  # noqa: E402
 from spark_jax.run.completion import Completion, TooLong  # noqa: E402
 from spark_jax.run.config import load_config  # noqa: E402
-from spark_jax.run.loop import run  # noqa: E402
+from spark_jax.run.loop import warm_up_examples  # noqa: E402
 from spark_jax.run.teacher import SYSTEM, annotate_path, question, read_thought  # noqa: E402
 from spark_jax.run.warmup import expert_examples, given_examples, load_examples  # noqa: E402
 from spark_jax.run.worlds import make_world  # noqa: E402
@@ -210,13 +209,15 @@ def test_a_run_learns_from_the_file(tmp_path):
     out, workdir = tmp_path / "dialogues.jsonl", tmp_path / "run"
     with serve(lambda _: says("<think>The teacher said so.</think>")) as (url, _):
         main(arguments(url, out, "--paths=14", "--config.env.tasks=doors-2x3"))
-    few = ["rl.iterations=0", "sft.epochs=1", "sft.panel=0", "eval.episodes=2", "eval.splits=L1"]
-    same = [setting for setting in SETTINGS if not setting.startswith("eval.")]
-    run(load_config("configs/toy.py", [*same, *few, f"sft.dialogues={out}"]), workdir)
+    overrides = ["env.tasks=doors-2x3", "sft.trajectories=12", f"sft.dialogues={out}"]
+    config = load_config("configs/toy.py", overrides)
+    examples = warm_up_examples(config, workdir, make_world(config))
     learned = (workdir / "warmup.jsonl").read_text().splitlines()
     assert learned == out.read_text().splitlines()[:12]  # sft.trajectories of them
     assert all("The teacher said so." in line for line in learned)
-    assert '"phase": "sft"' in (workdir / "metrics.jsonl").read_text()
+    out.unlink()  # from here on the work folder has its own
+    assert warm_up_examples(config, workdir, make_world(config)) == examples
+    assert examples == load_examples(workdir / "warmup.jsonl") and len(examples) == 12
 
 
 def example_row(**changes):

@@ -92,7 +92,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     world = make_world(config)
     workers = config.env.workers or default_workers()
     _say(f"{workdir}: {'resuming' if resumed else 'new run'}, {workers} environments")
-    examples = _examples(config, workdir, world)
+    examples = warm_up_examples(config, workdir, world)
     policy = load_policy(config, workdir, warmup.texts(examples))
     count = parameter_count(policy.config)
     _say(f"model {config.model.preset}: {count / 1e6:.1f} M parameters, "
@@ -147,8 +147,9 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Example]:
-    """The warm-up dialogues, made once per work folder."""
+def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Example]:
+    """The warm-up dialogues, made once per work folder: paths of our own experts, those of another
+    run, or those of a file."""
     path = workdir / "warmup.jsonl"
     if path.is_file():
         return warmup.load_examples(path)
