@@ -55,7 +55,12 @@ ALFWORLD = [
     "tqdm>=4.17",
 ]
 
+ENDPOINTS = [
+    "urllib3>=2.6",  # connections, and the waits of retries (Retry-After with an upper bound)
+]
+
 EXTRAS = {
+    "endpoints": ENDPOINTS,
     "scienceworld": SCIENCEWORLD,
     "webshop": WEBSHOP,
     "alfworld": ALFWORLD,

@@ -73,7 +73,9 @@ def last_evaluation(workdir: pathlib.Path) -> dict | None:
         return None
     config = read_config(workdir)
     name = "after warm-up"
-    if config.algo.name == "sft" and config.sft.extra_seconds:
+    if config.algo.name == "react":
+        name = "prompted"
+    elif config.algo.name == "sft" and config.sft.extra_seconds:
         name = "after more SFT"
     elif config.algo.name != "sft" and config.rl.iterations:
         name = "after RL"

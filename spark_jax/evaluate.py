@@ -3,22 +3,36 @@
 python -m spark_jax.evaluate runs/tiny --splits=L0,L1 --samples=4
 python -m spark_jax.evaluate runs/tiny --splits=L1 --fork
 python -m spark_jax.evaluate runs/base --config=configs/scienceworld.py:smollm2 --checkpoint=initial
+python -m spark_jax.evaluate runs/gpt --config=configs/scienceworld.py \\
+  --endpoint=https://api.openai.com/v1 --model=gpt-4o --key_env=OPENAI_API_KEY
 python -m spark_jax.evaluate --compare runs/spark runs/grpo
 
 A work folder brings its own config; with --config the folder may be a new one (then only the
-checkpoint "initial" makes sense: the model's own weights, prompted). Results go to eval.json of the
-work folder; an evaluation that was stopped goes on with the same command.
+checkpoint "initial" makes sense: the model's own weights, prompted). With --endpoint a model that
+is not ours plays, by the whole dialogue in messages (docs/endpoints.md). Results go to eval.json of
+the work folder; an evaluation that was stopped goes on with the same command.
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from spark_jax.run.command_line import Parser, exit_code, parse
 from spark_jax.run.config import read_config
+from spark_jax.run.endpoint_options import (
+    add_endpoint_options,
+    connected,
+    describe_cost,
+    prices_of,
+)
 from spark_jax.run.evalfile import read_evaluations
+from spark_jax.run.prompted import Prompted, evaluate_prompted
 from spark_jax.run.rules import SPLITS
 from spark_jax.run.statistics import points
 from spark_jax.run.summary import compare, print_summary, print_types
@@ -54,28 +68,26 @@ def main(argv: Sequence[str]) -> None:
         default="",
         help="with --compare: A's and B's names; default: the last that both have",
     )
+    add_endpoint_options(parser)
     options, config = parse(parser, argv)
     if options.compare:
         print_comparison(*options.compare, options.evaluations)
         return
-    if not options.workdir:
-        raise UserError("name a work folder, or two after --compare.")
     if options.samples < 1 or options.episodes < 0:
         raise UserError("--samples has to be 1 or more and --episodes 0 or more.")
+    if options.endpoint or options.model:
+        evaluate_endpoint(options, config)
+        return
+    if not options.workdir:
+        raise UserError("name a work folder, or two after --compare.")
     workdir = Path(options.workdir)
     config = config or read_config(workdir)
     from spark_jax.run.evaluator import Request, evaluate, leaked, seen_tasks  # JAX from here on
 
-    temperature = options.temperature
-    temperature = config.eval.temperature if temperature is None else temperature
-    name = options.name or f"{options.checkpoint} x{options.samples} T{temperature:g}"
-    name += " fork" if options.fork and not options.name else ""
-    if "/" in name or name.startswith("."):
-        raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
-    splits = tuple(options.splits.split(",")) if options.splits else tuple(config.eval.splits)
-    for split in splits:
-        if split not in SPLITS:
-            raise UserError(f"--splits names {split!r}; choose from {','.join(SPLITS)}.")
+    temperature = _temperature(options, config)
+    name = f"{options.checkpoint} x{options.samples} T{temperature:g}"
+    name = _name(options.name or (f"{name} fork" if options.fork else name))
+    splits = _splits(options.splits, config)
     request = Request(
         name, splits, options.episodes, options.samples, temperature, options.seed,
         options.checkpoint, options.fork,
@@ -89,6 +101,50 @@ def main(argv: Sequence[str]) -> None:
         print(
             f"{split}: {count} of {summary['episodes']} episodes play a task of the training data"
         )
+
+
+def evaluate_endpoint(options: argparse.Namespace, config: ConfigDict | None) -> None:
+    """The same for a model behind an endpoint."""
+    if config is None:
+        if not options.workdir:
+            raise UserError("--endpoint needs --config=configs/scienceworld.py, or a work folder.")
+        config = read_config(options.workdir)
+    if options.checkpoint != "newest" or options.seed:
+        raise UserError(
+            "--checkpoint and --seed are for models of ours; leave them out with --endpoint."
+        )
+    stop, prices = threading.Event(), prices_of(options)
+    temperature = _temperature(options, config)
+    complete, about = connected(options, temperature, stop)
+    plain = options.model.replace("/", "-")
+    name = _name(options.name or f"{plain} x{options.samples} T{temperature:g}")
+    workdir = Path(options.workdir or f"runs/{config.env.name}-{plain}")
+    splits = _splits(options.splits, config)
+    entry = evaluate_prompted(
+        config, workdir, Prompted(name, splits, options.episodes, options.samples), complete, about,
+        prices, options.concurrency, stop,
+    )  # fmt: skip
+    print_summary([entry])
+    print_types(entry)
+    print(f"{workdir}: {describe_cost(entry['endpoint'], prices)}")
+
+
+def _temperature(options: argparse.Namespace, config: ConfigDict) -> float:
+    return config.eval.temperature if options.temperature is None else options.temperature
+
+
+def _name(name: str) -> str:
+    if "/" in name or name.startswith("."):
+        raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
+    return name
+
+
+def _splits(names: str, config: ConfigDict) -> tuple[str, ...]:
+    splits = tuple(names.split(",")) if names else tuple(config.eval.splits)
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(f"--splits names {split!r}; choose from {','.join(SPLITS)}.")
+    return splits
 
 
 def print_comparison(first: str, second: str, names: str) -> None:

@@ -20,7 +20,11 @@ def main(argv: Sequence[str]) -> None:
         "--workdir", default="", help="work folder; the default is runs/NAME-PRESET-seedS"
     )
     options, config = parse(parser, argv, default_config="configs/scienceworld.py")
-    from spark_jax.run.loop import run  # after the config is known to be good: JAX takes a second
+    # After the config is known to be good: JAX takes a second.
+    if config.algo.name == "react":
+        from spark_jax.run.react import run
+    else:
+        from spark_jax.run.loop import run
 
     name = f"{config.env.name}-{config.model.preset}-{config.algo.name}-seed{config.seed}"
     run(config, Path(options.workdir or f"runs/{name}"))

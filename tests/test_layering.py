@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "spark_jax"
 
 # What each layer may import besides itself. `run` offers the commands its readers and writers;
-# main, evaluate, export and report are the top: they import anything but each other.
+# main, annotate, evaluate, export and report are the top: they import anything but each other.
 ALLOWED = {
     "types": set(),
     "ops": {"types"},
@@ -22,7 +22,7 @@ ALLOWED = {
     "learn": {"types", "ops", "models", "cache", "rollout"},
     "run": {"types", "ops", "models", "cache", "envs", "rollout", "learn"},
 }
-TOP = {"main", "evaluate", "export", "report"}
+TOP = {"main", "annotate", "evaluate", "export", "report"}
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -14,11 +14,17 @@ import hashlib
 import re
 from typing import NamedTuple
 
+from spark_jax.envs.response import RESPONSE_RULES
 from spark_jax.types import Start, StepResult, Task, UserError
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "pink", "grey")
 ROOMS = ("owl", "fox", "bear", "wolf", "hare", "crow", "frog", "lynx")
 VARIATIONS = 512
+SYSTEM = (
+    "You walk through a chain of rooms. In each room one door is the right one, always the same "
+    "for a room of that name; any other is a dead end. The actions are: open COLOUR (a door of "
+    "that colour), and in a corridor: go on.\n\n" + RESPONSE_RULES
+)
 
 
 class _Shape(NamedTuple):

@@ -46,7 +46,8 @@ def load_config(source: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
     Returns:
       A checked config with locked keys, every key of `base_config()` set. For algorithms that
-      sample separate episodes `tree.signal` is "never" and `tree.roots` is `tree.leaves`.
+      sample separate episodes `tree.signal` is "never" and `tree.roots` is `tree.leaves`; for
+      react nothing is trained (`sft.trajectories` and `rl.iterations` are 0, prompts are full).
 
     Raises:
       UserError: a file, preset, key, type or value is wrong.
@@ -290,8 +291,13 @@ def _parses_as(kind: type, text: str) -> bool:
 def _settle_algorithm(config: ConfigDict, overridden: set[str]) -> None:
     """Separate episodes are the tree that never forks (FACTS: GRPO is signal=never, M = N).
 
+    Prompting (react) has no warm-up, no RL, and says the rules in its prompts.
     What the user said on the command line is kept and judged by `check_config`.
     """
+    if config.algo.name == "react":
+        for key, value in (("sft.trajectories", 0), ("rl.iterations", 0), ("env.prompt", "full")):
+            if key not in overridden:
+                _set(config, key, value)
     if config.algo.name not in SEPARATE_EPISODES:
         return
     if "tree.signal" not in overridden:

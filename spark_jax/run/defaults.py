@@ -43,7 +43,7 @@ def base_config() -> ConfigDict:
     config.tree.fork_at = "next_step"  # next_step (the paper's Eq. 6) or same_step
 
     config.algo = ConfigDict()
-    config.algo.name = "spark"  # spark; grpo, gigpo: separate episodes (roots = leaves); sft
+    config.algo.name = "spark"  # spark; grpo, gigpo: separate episodes; sft; react: prompting
     config.algo.advantage = "leaf_group"  # see CHOICES; formulas in learn/advantage.py
     config.algo.leaf_weight = "uniform"  # uniform (the paper) or path (product of 1/b_eff)
     config.algo.token_mean = "step"  # step: over all tokens of the optimiser step; leaf: per leaf
@@ -63,6 +63,7 @@ def base_config() -> ConfigDict:
     config.sft.rename = 0.0  # share of the dialogues in which names are swapped (run/rename.py)
     config.sft.context_weight = 0.0  # loss of a token the environment wrote, beside 1 of a response
     config.sft.from_run = ""  # work folder of a run whose warm-up this one starts from; "": its own
+    config.sft.dialogues = ""  # file of spark_jax.annotate to learn from; "": paths of our own
     config.sft.extra_seconds = 0.0  # algo.name=sft: the warm-up goes on for so long instead of RL
 
     config.rl = ConfigDict()

@@ -15,9 +15,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from spark_jax.rollout.measure import measure_path
+from spark_jax.rollout.vote import majority_leaf
 from spark_jax.run.files import write_text
 from spark_jax.run.statistics import bootstrap, wilson
-from spark_jax.types import Task, UserError
+from spark_jax.types import Task, Tree, UserError
 
 
 class EpisodeResult(NamedTuple):
@@ -32,6 +34,24 @@ class EpisodeResult(NamedTuple):
     invalid: int = 0  # steps that the environment did not understand
     explored: int = 0  # steps with a complete <explore> block
     response_tokens: int = 0  # sampled, in all paths where there was a vote
+    prompt_tokens: int = 0  # an endpoint's count of what it read, over all requests; else 0
+
+
+def episode_result(tree: Tree) -> EpisodeResult:
+    """How the episode ended that `tree` stands for: its leaf, or the one that its leaves vote for
+    (rollout/vote.py), which costs the tokens of the whole tree."""
+    m = measure_path(tree, majority_leaf(tree))
+    return EpisodeResult(
+        task=tree.task,
+        success=m.success,
+        loose=m.loose,
+        score=m.score,
+        steps=m.steps,
+        repeated=m.repeated,
+        invalid=m.invalid,
+        explored=m.explored,
+        response_tokens=sum(len(node.response_ids) for node in tree.nodes),
+    )
 
 
 def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
@@ -121,9 +141,12 @@ def add_evaluation(
     step: int,
     temperature: float,
     splits: Mapping[str, Sequence[EpisodeResult]],
+    endpoint: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Adds an evaluation to `eval.json`, or replaces the one with the same name (a resumed run
     evaluates again what it had not recorded in a checkpoint).
+
+    `endpoint`: what a model behind an endpoint is and has cost (run/prompted.py).
 
     Returns:
       the entry that was written.
@@ -134,6 +157,8 @@ def add_evaluation(
         "temperature": temperature,
         "splits": {split: split_summary(results) for split, results in splits.items()},
     }
+    if endpoint is not None:
+        entry["endpoint"] = dict(endpoint)
     _write(workdir, [e for e in read_evaluations(workdir) if e["name"] != name] + [entry])
     return entry
 

@@ -9,9 +9,7 @@ from spark_jax.envs.pool import EnvPool
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
-from spark_jax.rollout.measure import measure_path
-from spark_jax.rollout.vote import majority_leaf
-from spark_jax.run.evalfile import EpisodeResult
+from spark_jax.run.evalfile import EpisodeResult, episode_result
 from spark_jax.run.policy import EPISODE
 from spark_jax.types import Task, Tree
 
@@ -40,25 +38,10 @@ def play_panel(
 
     def tell(tree: Tree) -> None:
         if on_episode:
-            on_episode(_result(tree))
+            on_episode(episode_result(tree))
 
     trees = grow_trees(
         panel, engine, environments, [dialogue] * len(panel), rule, limits,
         (seed, "eval", sample), deterministic, tell,
     )  # fmt: skip
-    return [_result(tree) for tree in trees]
-
-
-def _result(tree: Tree) -> EpisodeResult:
-    m = measure_path(tree, majority_leaf(tree))
-    return EpisodeResult(
-        task=tree.task,
-        success=m.success,
-        loose=m.loose,
-        score=m.score,
-        steps=m.steps,
-        repeated=m.repeated,
-        invalid=m.invalid,
-        explored=m.explored,
-        response_tokens=sum(len(node.response_ids) for node in tree.nodes),
-    )
+    return [episode_result(tree) for tree in trees]

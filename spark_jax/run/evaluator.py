@@ -7,29 +7,25 @@ goes on where it was. What comes out is an entry of `eval.json` (run/evalfile.py
 from __future__ import annotations
 
 import dataclasses
-import glob
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
-from spark_jax.envs.tasks import panel
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.run import warmup
 from spark_jax.run.checkpoint import NEWEST, check_checkpoint, saved_parameters
 from spark_jax.run.compilations import keep_on_disk
-from spark_jax.run.defaults import flatten
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation
 from spark_jax.run.evaluation import play_panel
-from spark_jax.run.files import write_text
 from spark_jax.run.policy import EPISODE, limits, load_policy, make_engine, tree_rule
 from spark_jax.run.progress import Progress
+from spark_jax.run.recorded import Recorded, panel_of, played_by
 from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
-from spark_jax.run.worlds import World, make_world
+from spark_jax.run.worlds import make_world
 from spark_jax.types import Task
 
 PLAYED_BY = ("seed", "env.", "model.", "rollout.", "tree.")  # settings that an episode depends on
@@ -71,19 +67,15 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
     rule = tree_rule(config) if request.fork else EPISODE
     dialogue = Dialogue(policy.codec, world.system, world.first_message)
     head = {**dataclasses.asdict(request), "splits": list(request.splits), "step": step}
-    head["config"] = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in flatten(config).items()
-        if key.startswith(PLAYED_BY)
-    }
+    head["config"] = played_by(config, PLAYED_BY)
     file = workdir / "evaluations" / f"{request.name}.jsonl"
     workers = config.env.workers or default_workers()
     part = max(32, 2 * config.rollout.rows)  # episodes played, then written, at a time
     results: dict[str, list[EpisodeResult]] = {}
     with EnvPool(world.make_env, workers) as environments:
         for split in request.splits:
-            tasks = _panel(world, split, request.episodes)
-            done = _Recorded(file, head, split)
+            tasks = panel_of(world, split, request.episodes)
+            done = Recorded(file, head, split)
             with Progress(
                 f"{request.name}, {split}", len(tasks) * request.samples, "episode", len(done)
             ) as progress:
@@ -116,56 +108,3 @@ def leaked(evaluated: Iterable[dict[str, Any]], seen: Iterable[Task]) -> int:
     the same whatever split it was drawn for."""
     known = {(task.type, task.variation, task.seed) for task in seen}
     return sum((r["type"], r["variation"], r["seed"]) in known for r in evaluated)
-
-
-def _panel(world: World, split: str, episodes: int) -> list[Task]:
-    tasks = world.splits[split]
-    return panel(tasks, episodes or len(tasks), 0)
-
-
-class _Recorded:
-    """The episodes of one split in the evaluation's file. A file of other settings is put aside."""
-
-    def __init__(self, file: Path, head: dict[str, Any], split: str):
-        self._file, self._split = file, split
-        self._episodes: dict[tuple[int, Task], EpisodeResult] = {}
-        lines = [json.dumps(head)]
-        old = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        if old and json.loads(old[0]) == head:
-            for line in old[1:]:
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # what a killed process left of its last line
-                    continue
-                lines.append(line)
-                task = Task(**entry.pop("task"))
-                sample = entry.pop("sample")
-                if entry.pop("of") == split:
-                    self._episodes[sample, task] = EpisodeResult(task, **entry)
-        elif old:
-            number = len(list(file.parent.glob(f"{glob.escape(file.stem)}.old*.jsonl")))
-            file.rename(file.with_name(f"{file.stem}.old{number}.jsonl"))
-        write_text(file, "\n".join(lines) + "\n")
-
-    def __contains__(self, key: tuple[int, Task]) -> bool:
-        return key in self._episodes
-
-    def __len__(self) -> int:
-        return len(self._episodes)
-
-    def add(self, sample: int, played: Sequence[EpisodeResult]) -> None:
-        """Writes episodes down, in one piece."""
-        lines = []
-        for result in played:
-            self._episodes[sample, result.task] = result
-            entry = {**result._asdict(), "task": vars(result.task)}
-            lines.append(json.dumps({"of": self._split, "sample": sample, **entry}) + "\n")
-        with self._file.open("a", encoding="utf-8") as out:
-            out.write("".join(lines))
-
-    def success_rate(self) -> float:
-        return sum(r.success for r in self._episodes.values()) / max(1, len(self._episodes))
-
-    def results(self, tasks: Sequence[Task], samples: int) -> list[EpisodeResult]:
-        """All episodes: the first of every task, then the second, …"""
-        return [self._episodes[sample, task] for sample in range(samples) for task in tasks]

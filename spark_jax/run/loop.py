@@ -94,7 +94,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     _say(f"{workdir}: {'resuming' if resumed else 'new run'}, {workers} environments")
     if world.source:
         _say(world.source)
-    examples = _examples(config, workdir, world)
+    examples = warm_up_examples(config, workdir, world)
     policy = load_policy(config, workdir, warmup.texts(examples))
     count = parameter_count(policy.config)
     _say(f"model {config.model.preset}: {count / 1e6:.1f} M parameters, "
@@ -149,8 +149,9 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Example]:
-    """The warm-up dialogues, made once per work folder."""
+def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Example]:
+    """The warm-up dialogues, made once per work folder: paths of our own experts, those of another
+    run, or those of a file."""
     path = workdir / "warmup.jsonl"
     if path.is_file():
         return warmup.load_examples(path)
@@ -159,6 +160,10 @@ def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Ex
     if not config.sft.trajectories:
         return []
     count = config.sft.trajectories
+    if config.sft.dialogues:
+        examples = warmup.given_examples(Path(config.sft.dialogues), world, count)
+        warmup.save_examples(path, examples)
+        return examples
     with Progress("expert paths", count, "path") as progress:
         done = 0
 

@@ -26,11 +26,12 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.backend": ("xla", "pallas", "pallas_interpret"),
     "tree.signal": ("explore", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
-    "algo.name": ("spark", "grpo", "gigpo", "sft"),
+    "algo.name": ("spark", "grpo", "gigpo", "sft", "react"),
     "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "gigpo", "mix"),
     "algo.leaf_weight": ("uniform", "path"),
     "algo.token_mean": ("step", "leaf"),
 }
+FROM_SCRATCH = ("tiny", "nano")  # presets without weights of their own
 SPLITS = ("L0", "L1", "L2")
 
 # Algorithms that sample separate episodes: a tree that never forks, with as many roots as leaves.
@@ -90,6 +91,13 @@ def check_config(config: ConfigDict) -> None:
             f"config.algo.name={config.algo.name} samples separate episodes, so config.tree.roots "
             f"({tree.roots}) has to equal config.tree.leaves ({tree.leaves})."
         )
+    if config.algo.name == "react":
+        _check_prompted(config)
+    if config.sft.dialogues and config.sft.from_run:
+        raise UserError(
+            "config.sft.dialogues and config.sft.from_run are both set; the warm-up of another run "
+            "brings its own dialogues, so leave one out."
+        )
     if config.sft.min_learning_rate > config.sft.learning_rate:
         raise UserError(
             f"config.sft.min_learning_rate is {config.sft.min_learning_rate}; it has to be at most "
@@ -138,6 +146,23 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             "config.eval.splits names L2, but config.env.protocol=all_types trains on every task "
             "type and leaves none unseen; say --config.eval.splits=L0,L1."
+        )
+
+
+def _check_prompted(config: ConfigDict) -> None:
+    """`algo.name=react` trains nothing, so the model has to know something already."""
+    for key in ("sft.trajectories", "rl.iterations"):
+        if flatten(config)[key]:
+            raise UserError(
+                f"config.{key} is {flatten(config)[key]}, but config.algo.name=react only prompts "
+                "and trains nothing; leave the key out, or choose another algo.name."
+            )
+    if config.model.preset in FROM_SCRATCH and not config.model.path:
+        raise UserError(
+            f"config.algo.name=react prompts a model as it is, but "
+            f"config.model.preset={config.model.preset} has no weights of its own; choose smollm2, "
+            "qwen1.5b or qwen7b (--config=configs/scienceworld.py:smollm2), or give a folder of "
+            "weights in config.model.path."
         )
 
 

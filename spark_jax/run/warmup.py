@@ -19,7 +19,7 @@ from spark_jax.run.files import write_text
 from spark_jax.run.policy import Policy, to_host
 from spark_jax.run.rename import WORDS, name_tokens, renamed
 from spark_jax.run.worlds import World
-from spark_jax.types import Task, Tree
+from spark_jax.types import Task, Tree, UserError
 
 
 class Example(NamedTuple):
@@ -45,10 +45,11 @@ def expert_examples(
     """
     tasks = distinct_tasks(world.train, count, seed)
     paths = world.experts(tasks, workers, cache, on_done)
-    return [_example(world, path) for path in paths]
+    return [as_example(world, path) for path in paths]
 
 
-def _example(world: World, path: Trajectory) -> Example:
+def as_example(world: World, path: Trajectory) -> Example:
+    """The texts of an expert's path in this world."""
     return Example(
         path.task, world.system, world.first_message(path.start), [*rendered_turns(path)]
     )
@@ -61,11 +62,47 @@ def save_examples(path: Path, examples: Sequence[Example]) -> None:
 
 
 def load_examples(path: Path) -> list[Example]:
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [
-        Example(Task(**r["task"]), r["system"], r["user"], [tuple(t) for t in r["turns"]])
-        for r in rows
-    ]
+    return [read_row(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def read_row(row: dict[str, Any]) -> Example:
+    """One object of such a file."""
+    turns = [(response, observation) for response, observation in row["turns"]]
+    return Example(Task(**row["task"]), row["system"], row["user"], turns)
+
+
+def given_examples(path: Path, world: World, count: int) -> list[Example]:
+    """The first `count` dialogues of a file that was made elsewhere (`sft.dialogues`).
+
+    Raises UserError: no such file, a damaged line, a task that is no train task of this world
+    (held-out ones must not be trained on), or prompts of another style.
+    """
+    try:
+        examples = load_examples(path)
+    except OSError as error:
+        raise UserError(
+            f"config.sft.dialogues={path} cannot be read ({error.strerror}); name a file that "
+            "spark_jax.annotate wrote."
+        ) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"config.sft.dialogues={path} holds no dialogues ({type(error).__name__}: {error}); "
+            "name a file that spark_jax.annotate wrote."
+        ) from None
+    train = {task for tasks in world.train.values() for task in tasks}
+    for number, example in enumerate(examples, 1):
+        if example.task not in train:
+            raise UserError(
+                f"line {number} of config.sft.dialogues={path} is about {example.task.type} "
+                f"variation {example.task.variation}, which is no train task of this run; annotate "
+                "paths with the same config.env keys."
+            )
+        if example.system != world.system:
+            raise UserError(
+                f"line {number} of config.sft.dialogues={path} has another system prompt than this "
+                "run; annotate paths with the same config.env.prompt."
+            )
+    return examples[:count]
 
 
 def texts(examples: Sequence[Example]) -> list[str]:

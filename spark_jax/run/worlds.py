@@ -182,7 +182,7 @@ def _toy(config: ConfigDict) -> World:
         make_env=toy.ToyEnvironment,
         train=by_type(split("train")),
         splits={which: split(which) for which in _splits(config)},
-        system="",
+        system=toy.SYSTEM if config.env.prompt == "full" else "",
         first_message=lambda start: f"{start.goal}\n{start.observation}",
         experts=_toy_experts,
     )
