@@ -243,6 +243,7 @@ class _Grower:
             -1, -1, path.step, response_ids=row.response, logprobs=row.logprobs,
             response=growing.dialogue.text(row.response), action=parsed.action,
             spark=parsed.kind == "explore" and not path.head, score=path.score,
+            surprise=growing.dialogue.surprise(row.response, row.logprobs),
         )  # fmt: skip
         growing.nodes[path.indices] = node
         if self._splits_here(path, parsed):
@@ -325,7 +326,9 @@ class _Grower:
         child = (*path.indices, 0)
         row = self._row(growing, child, tokens, path.row.pages, len(head))
         may_fork = bool(head) or self.rule.fork_at == "next_step"
-        look = Step(node.spark, node.logprobs, (*growing.identity, path.indices))
+        names = (path.indices[: i + 1] for i in range(len(path.indices)))
+        surprises = tuple(growing.nodes[name].surprise for name in names)
+        look = Step(node.spark, surprises, (*growing.identity, path.indices))
         node.requested = self.rule.branch if may_fork and self.rule.signal(look) else 1
         if growing.budget.request(path.indices, path.step, node.requested):
             fork = _Fork(path.indices, row, list(tokens), past, step, score, head)

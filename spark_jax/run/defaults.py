@@ -37,8 +37,9 @@ def base_config() -> ConfigDict:
     config.tree.leaves = 8  # N: leaves of a tree at most
     config.tree.roots = 4  # M: first steps sampled independently, M <= N
     config.tree.branch = 2  # B: children of a spark point, as the budget allows
-    config.tree.signal = "explore"  # what makes a spark point: explore, random, always, never
+    config.tree.signal = "explore"  # what makes a spark point; see CHOICES and docs/methods.md
     config.tree.signal_rate = 0.2  # signal=random: chance that a step is a spark point
+    config.tree.signal_rise = 0.2  # signal=entropy, calibrated: nats a token above the first steps
     config.tree.fork_at = "next_step"  # next_step (the paper's Eq. 6) or same_step
 
     config.algo = ConfigDict()

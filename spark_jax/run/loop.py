@@ -21,6 +21,7 @@ from spark_jax.envs.tasks import panel, unseen
 from spark_jax.models.config import parameter_count
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.reliability import count_forks, reliabilities
 from spark_jax.run import borrow, warmup
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.compilations import compilations, keep_on_disk
@@ -65,6 +66,7 @@ class State:
     lines: int = 0  # of metrics.jsonl
     panels: list[float] = dataclasses.field(default_factory=list)  # L0 success by epoch
     evaluated: list[str] = dataclasses.field(default_factory=list)
+    forks: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # rollout/reliability.py
 
 
 class Run(NamedTuple):
@@ -330,12 +332,15 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
 
             trees, values = rollout(
                 config, state.iteration, train, params, this.engine,
-                this.environments, this.dialogue, swap_for, on_tree,
+                this.environments, this.dialogue, swap_for, on_tree, state.forks,
             )  # fmt: skip
             params, opt_state, learned = learn(
                 config, state.iteration, trees, steps, this.policy, params, opt_state, reference
             )
             values |= learned
+            if config.tree.signal == "calibrated":
+                state.forks = count_forks(state.forks, trees, config.tree.signal_rise)
+                values |= reliabilities(state.forks)
             values["time/compilations"] = compilations() - compiled
             write_trees(this.workdir, state.iteration, trees)
             state.iteration += 1

@@ -21,7 +21,7 @@ from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
 from spark_jax.rollout.engine import Engine, EngineShape
 from spark_jax.rollout.expand import Limits, TreeRule
-from spark_jax.rollout.signals import make_signal, never
+from spark_jax.rollout.signals import ForkCounts, make_signal, never
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import UserError
 
@@ -102,10 +102,10 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
     )
 
 
-def tree_rule(config: ConfigDict) -> TreeRule:
-    """Shape of the training trees."""
+def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
+    """Shape of the training trees. `counts`: for `tree.signal=calibrated`."""
     tree = config.tree
-    signal = make_signal(tree.signal, tree.signal_rate)
+    signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
     return TreeRule(tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at)
 
 

@@ -24,7 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rl.optimizer": ("adamw", "muon"),
     "rl.kl": ("k3", "k2"),
     "rollout.backend": ("xla", "pallas", "pallas_interpret"),
-    "tree.signal": ("explore", "random", "always", "never"),
+    "tree.signal": ("explore", "entropy", "calibrated", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
     "algo.name": ("spark", "grpo", "gigpo", "sft"),
     "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "gigpo", "mix"),
@@ -50,7 +50,7 @@ for _key in (
     "sft.context_weight rl.imitate_coef rl.context_coef "
     "rl.iterations rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay "
     "algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
-    "eval.temperature eval.episodes eval.every mesh.data"
+    "tree.signal_rise eval.temperature eval.episodes eval.every mesh.data"
 ).split():
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
@@ -79,6 +79,12 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"config.tree.roots is {tree.roots} but config.tree.leaves is {tree.leaves}; a tree "
             "cannot have more roots than leaves."
+        )
+    if tree.signal in ("entropy", "calibrated") and tree.fork_at == "same_step":
+        raise UserError(
+            f"config.tree.signal is {tree.signal}, which looks at every step, but "
+            "config.tree.fork_at=same_step can only fork at an <explore>; use "
+            "config.tree.fork_at=next_step."
         )
     if config.algo.name in SEPARATE_EPISODES and tree.signal != "never":
         raise UserError(
