@@ -155,6 +155,9 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["algo.name=grpo", "tree.roots=4"], "tree.roots"),
         (["tree.signal=entropy", "tree.fork_at=same_step"], "next_step"),
         (["tree.signal_rise=-1"], "0 or more"),
+        (["algo.advantage=rlvmr"], "tags"),
+        (["algo.name=rlvmr", "tree.fork_at=same_step"], "next_step"),
+        (["algo.name=rlvmr", "tree.signal=explore"], "never"),
     ],
 )
 def test_wrong_values_get_one_sentence(overrides, part):
@@ -167,6 +170,8 @@ def test_separate_episode_algorithms_need_no_more_than_their_name():
     gigpo = load_config(SCIENCEWORLD, ["algo.name=gigpo"])
     assert gigpo.algo.advantage == "gigpo" and gigpo.tree.roots == gigpo.tree.leaves
     assert config.algo.advantage == "leaf_group"
+    rlvmr = load_config(SCIENCEWORLD, ["algo.name=rlvmr"])
+    assert rlvmr.algo.advantage == "rlvmr" and rlvmr.tree.roots == rlvmr.tree.leaves
     same = load_config(SCIENCEWORLD, ["algo.name=grpo", "tree.signal=never", "tree.roots=8"])
     assert (same.tree.signal, same.tree.roots) == ("never", 8)
 

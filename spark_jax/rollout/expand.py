@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from spark_jax.cache.pool import Pages
 from spark_jax.envs.pool import EnvPool
-from spark_jax.envs.response import parse_response
+from spark_jax.envs.response import THINKING, Kind, parse_response
 from spark_jax.rollout.budget import Budget, Indices
 from spark_jax.rollout.dialogue import NO_ACTION, Dialogue
 from spark_jax.rollout.engine import Engine, Row
@@ -32,6 +32,7 @@ class TreeRule:
     signal_name: str
     signal: Signal
     fork_at: str = "next_step"  # or "same_step": keep the reasoning, resample the action
+    tags: tuple[Kind, ...] = THINKING  # kinds of reasoning that a response may begin with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +239,12 @@ class _Grower:
             return
         response = [*path.head, *row.response]
         text = growing.dialogue.text(response)
-        parsed = parse_response(text)
+        parsed = parse_response(text, self.rule.tags)
         node = Node(
             -1, -1, path.step, response_ids=row.response, logprobs=row.logprobs,
             response=growing.dialogue.text(row.response), action=parsed.action,
             spark=parsed.kind == "explore" and not path.head, score=path.score,
+            tag=parsed.kind if parsed.well_formed else "",
             surprise=growing.dialogue.surprise(row.response, row.logprobs),
         )  # fmt: skip
         growing.nodes[path.indices] = node

@@ -296,5 +296,5 @@ def _settle_algorithm(config: ConfigDict, overridden: set[str]) -> None:
         config.tree.signal = "never"
     if "tree.roots" not in overridden:
         config.tree.roots = config.tree.leaves
-    if config.algo.name == "gigpo" and "algo.advantage" not in overridden:
-        config.algo.advantage = "gigpo"
+    if config.algo.name in ("gigpo", "rlvmr") and "algo.advantage" not in overridden:
+        config.algo.advantage = config.algo.name

@@ -43,7 +43,7 @@ def base_config() -> ConfigDict:
     config.tree.fork_at = "next_step"  # next_step (the paper's Eq. 6) or same_step
 
     config.algo = ConfigDict()
-    config.algo.name = "spark"  # spark; grpo, gigpo: separate episodes (roots = leaves); sft
+    config.algo.name = "spark"  # spark; grpo, gigpo, rlvmr: separate episodes (roots = leaves); sft
     config.algo.advantage = "leaf_group"  # see CHOICES; formulas in learn/advantage.py
     config.algo.leaf_weight = "uniform"  # uniform (the paper) or path (product of 1/b_eff)
     config.algo.token_mean = "step"  # step: over all tokens of the optimiser step; leaf: per leaf

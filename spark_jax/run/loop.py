@@ -155,6 +155,7 @@ def _examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Ex
     if path.is_file():
         return warmup.load_examples(path)
     if config.sft.from_run:
+        borrow.check_tags(config)
         return borrow.dialogues(config.sft.from_run, workdir)
     if not config.sft.trajectories:
         return []

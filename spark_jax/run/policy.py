@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from spark_jax.envs.response import METAREASONING, THINKING
 from spark_jax.learn.loss import KL_ESTIMATORS, policy_loss, sft_loss
 from spark_jax.learn.optimisers import OPTIMISERS
 from spark_jax.learn.step import Steps, make_steps
@@ -106,7 +107,8 @@ def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
     """Shape of the training trees. `counts`: for `tree.signal=calibrated`."""
     tree = config.tree
     signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
-    return TreeRule(tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at)
+    tags = METAREASONING if config.algo.name == "rlvmr" else THINKING
+    return TreeRule(tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, tags)
 
 
 EPISODE = TreeRule(leaves=1, roots=1, branch=1, signal_name="never", signal=never)

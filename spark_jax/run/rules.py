@@ -26,15 +26,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rollout.backend": ("xla", "pallas", "pallas_interpret"),
     "tree.signal": ("explore", "entropy", "calibrated", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
-    "algo.name": ("spark", "grpo", "gigpo", "sft"),
-    "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "gigpo", "mix"),
+    "algo.name": ("spark", "grpo", "gigpo", "rlvmr", "sft"),
+    "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "gigpo", "rlvmr", "mix"),
     "algo.leaf_weight": ("uniform", "path"),
     "algo.token_mean": ("step", "leaf"),
 }
 SPLITS = ("L0", "L1", "L2")
 
 # Algorithms that sample separate episodes: a tree that never forks, with as many roots as leaves.
-SEPARATE_EPISODES = ("grpo", "gigpo")
+SEPARATE_EPISODES = ("grpo", "gigpo", "rlvmr")
 
 # key -> (is this value good?, what it has to be). Keys not named here are free.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {}
@@ -95,6 +95,16 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"config.algo.name={config.algo.name} samples separate episodes, so config.tree.roots "
             f"({tree.roots}) has to equal config.tree.leaves ({tree.leaves})."
+        )
+    if config.algo.advantage == "rlvmr" and config.algo.name != "rlvmr":
+        raise UserError(
+            "config.algo.advantage=rlvmr rewards the tags of config.algo.name=rlvmr, which the "
+            f"responses of config.algo.name={config.algo.name} do not have; change one of the two."
+        )
+    if config.algo.name == "rlvmr" and tree.fork_at == "same_step":
+        raise UserError(
+            "config.algo.name=rlvmr does not fork and needs whole responses; use "
+            "config.tree.fork_at=next_step."
         )
     if config.sft.min_learning_rate > config.sft.learning_rate:
         raise UserError(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spark_jax.envs.expert import rendered_turns
 from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.envs.trajectory import Trajectory
 from spark_jax.learn.credit import likelihood_normaliser, sft_weights
@@ -49,9 +48,7 @@ def expert_examples(
 
 
 def _example(world: World, path: Trajectory) -> Example:
-    return Example(
-        path.task, world.system, world.first_message(path.start), [*rendered_turns(path)]
-    )
+    return Example(path.task, world.system, world.first_message(path.start), [*world.turns(path)])
 
 
 def save_examples(path: Path, examples: Sequence[Example]) -> None:
