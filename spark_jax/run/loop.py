@@ -7,6 +7,7 @@ killed run that starts again writes the same lines (all but `time/*`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
-from spark_jax.envs.tasks import panel, unseen
+from spark_jax.envs.tasks import panel, seen, unseen
 from spark_jax.models.config import parameter_count
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
@@ -45,6 +46,7 @@ from spark_jax.run.policy import (
     rows_of_micro_batch,
     sft_steps,
 )
+from spark_jax.run.preference import learn_pairs
 from spark_jax.run.progress import Progress, duration
 from spark_jax.run.rename import swapper
 from spark_jax.run.summary import print_summary
@@ -312,9 +314,12 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
     config, state = this.config, this.state
     steps = rl_steps(config, this.policy)
     reference = this.checkpoints.restore_reference(params)
-    total, train = config.rl.iterations, this.world.train
+    total, train, pairs = config.rl.iterations, this.world.train, config.algo.name == "eto"
     if config.rl.train_on == "unseen":
         train = unseen(train, (example.task for example in examples))
+    elif config.rl.train_on == "seen":
+        train = seen(train, (example.task for example in examples))
+    experts = warmup.whole_dialogues(examples, this.policy, config.train.row_tokens)
     swap_for = None
     if config.rl.rename:
         trees = warmup.dialogue_trees(examples, this.policy, config.train.row_tokens)
@@ -335,9 +340,11 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
                 config, state.iteration, train, params, this.engine,
                 this.environments, this.dialogue, swap_for, on_tree, state.forks,
             )  # fmt: skip
-            params, opt_state, learned = learn(
-                config, state.iteration, trees, steps, this.policy, params, opt_state, reference
-            )
+            learner = functools.partial(learn_pairs, experts=experts) if pairs else learn
+            params, opt_state, learned = learner(
+                config, state.iteration, trees, steps=steps, policy=this.policy, params=params,
+                opt_state=opt_state, reference=reference,
+            )  # fmt: skip
             values |= learned
             if config.tree.signal == "calibrated":
                 state.forks = count_forks(state.forks, trees, config.tree.signal_rise)
@@ -357,7 +364,7 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
                 tokens=values["rollout/response_tokens"],
                 success=values["rollout/success_rate"],
                 explore=values["rollout/explore_rate"],
-                kl=values["train/kl"],
+                **({"pairs": values["train/pairs"]} if pairs else {"kl": values["train/kl"]}),
             )
     return params, opt_state
 

@@ -128,7 +128,7 @@ def sft_steps(config: ConfigDict, policy: Policy) -> Steps:
 
 
 def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
-    """Optimiser steps of RL (paper, Eq. 8)."""
+    """Optimiser steps of RL (paper, Eq. 8); of ETO: of weighted likelihoods."""
     rl = config.rl
     loss = functools.partial(
         policy_loss,
@@ -139,14 +139,15 @@ def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
         dual_clip=rl.dual_clip,
         kl_estimator=KL_ESTIMATORS[rl.kl],
     )
+    pairs = config.algo.name == "eto"
     return make_steps(
         policy.config,
-        loss,
+        sft_loss if pairs else loss,
         OPTIMISERS[rl.optimizer](weight_decay=rl.weight_decay, max_norm=rl.grad_clip),
         temperature=rl.temperature,
         mesh=policy.mesh,
         remat=config.train.remat,
-        entropy_gradient=rl.entropy_coef > 0,
+        entropy_gradient=rl.entropy_coef > 0 and not pairs,
     )
 
 

@@ -20,13 +20,13 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "sft.optimizer": ("adamw", "muon"),
-    "rl.train_on": ("all", "unseen"),
+    "rl.train_on": ("all", "unseen", "seen"),
     "rl.optimizer": ("adamw", "muon"),
     "rl.kl": ("k3", "k2"),
     "rollout.backend": ("xla", "pallas", "pallas_interpret"),
     "tree.signal": ("explore", "entropy", "calibrated", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
-    "algo.name": ("spark", "grpo", "gigpo", "rlvmr", "sft"),
+    "algo.name": ("spark", "grpo", "gigpo", "rlvmr", "eto", "sft"),
     "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "gigpo", "rlvmr", "mix"),
     "algo.leaf_weight": ("uniform", "path"),
     "algo.token_mean": ("step", "leaf"),
@@ -34,7 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 SPLITS = ("L0", "L1", "L2")
 
 # Algorithms that sample separate episodes: a tree that never forks, with as many roots as leaves.
-SEPARATE_EPISODES = ("grpo", "gigpo", "rlvmr")
+SEPARATE_EPISODES = ("grpo", "gigpo", "rlvmr", "eto")
 
 # key -> (is this value good?, what it has to be). Keys not named here are free.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {}
@@ -100,6 +100,25 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             "config.algo.advantage=rlvmr rewards the tags of config.algo.name=rlvmr, which the "
             f"responses of config.algo.name={config.algo.name} do not have; change one of the two."
+        )
+    if config.algo.name == "eto":
+        unused = {
+            "algo.advantage": config.algo.advantage != "leaf_group",
+            "algo.invalid_penalty": bool(config.algo.invalid_penalty),
+            "rl.imitate_coef": bool(config.rl.imitate_coef),
+            "rl.context_coef": bool(config.rl.context_coef),
+            "rl.rename": bool(config.rl.rename),  # the expert's names would be other ones
+        }
+        for key, is_set in unused.items():
+            if is_set:
+                raise UserError(
+                    f"config.{key} is {values[key]}, but config.algo.name=eto learns from pairs "
+                    "of paths, as they are, and nothing else; leave that key at its default."
+                )
+    if config.rl.train_on == "seen" and not (config.sft.trajectories or config.sft.from_run):
+        raise UserError(
+            "config.rl.train_on is seen, but config.sft.trajectories is 0, so the warm-up has seen "
+            "no task; use config.rl.train_on=all."
         )
     if config.algo.name == "rlvmr" and tree.fork_at == "same_step":
         raise UserError(

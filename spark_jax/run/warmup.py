@@ -95,6 +95,14 @@ def dialogue_trees(examples: Sequence[Example], policy: Policy, row_tokens: int)
     return [tree for tree in trees if tree is not None]
 
 
+def whole_dialogues(
+    examples: Sequence[Example], policy: Policy, row_tokens: int
+) -> dict[Task, Tree]:
+    """The dialogue of each task, where it fits a row from beginning to end."""
+    trees = ((e, dialogue_tree(e, policy, row_tokens)) for e in examples)
+    return {e.task: t for e, t in trees if t is not None and len(t.nodes) == len(e.turns) + 1}
+
+
 def variation(
     trees: Sequence[Tree], policy: Policy, share: float, known_names: Sequence[str] = ()
 ) -> Callable[[Tree, random.Random], Tree]:
