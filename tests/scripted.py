@@ -74,11 +74,14 @@ class ScriptedEngine:
                 continue
             if row.budget:
                 row.response = self.script(row)
-                row.logprobs = [-1.0] * len(row.response)
+                row.logprobs = self.logprobs(row)
                 row.tokens += row.response
             self.rows.remove(row)
             done.append(row)
         return done
+
+    def logprobs(self, row):
+        return [-1.0] * len(row.response)
 
     def script(self, row):
         draw = host_random(row.key.tolist())

@@ -4,7 +4,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spark_jax.envs.response import Parsed, parse_response, render_response
+from spark_jax.envs.response import (
+    METAREASONING,
+    METAREASONING_RULES,
+    Parsed,
+    parse_response,
+    render_response,
+    render_tagged,
+)
 
 _TEXT = st.text(alphabet="ab <>/\n.", max_size=30)
 
@@ -63,3 +70,19 @@ def test_parse(text, expected):
 def test_render_refuses_what_would_not_come_back(bad):
     with pytest.raises(ValueError):
         render_response(bad[0], False, bad[1])
+
+
+@pytest.mark.parametrize("tag", METAREASONING)
+def test_other_tags_are_well_formed_where_they_are_asked_for(tag):
+    text = render_tagged("a", tag, "go")
+    assert parse_response(text, METAREASONING) == Parsed("a", tag, "go", True)
+    assert parse_response(text).well_formed == (tag == "explore")
+    assert parse_response(text).action == "go"
+    assert f"{tag}: " in METAREASONING_RULES
+
+
+def test_thinking_is_no_kind_of_metareasoning():
+    text = "<think>a</think><action>b</action>"
+    assert parse_response(text, METAREASONING) == Parsed("", "", "b", False)
+    both = "<monitor>a</monitor><explore>c</explore><action>b</action>"
+    assert parse_response(both, METAREASONING) == Parsed("c", "explore", "b", False)

@@ -105,7 +105,7 @@ def test_no_variance_is_exactly_zero(name, reward):
 def test_one_leaf_is_zero():
     tree = forked_tree()
     tree.nodes = tree.nodes[:2]
-    tree.nodes[1].reward = 1.0
+    tree.nodes[1].reward, tree.nodes[1].tag = 1.0, "monitor"
     for formula in advantage.ADVANTAGES.values():
         assert not formula(tree, np.ones(1)).any()
 
@@ -209,3 +209,55 @@ def test_gigpo_does_not_take_silence_for_a_state():
 
 def test_gigpo_on_a_tree_that_all_lost_is_zero():
     assert not advantage.anchor_steps(forked_tree((0.0,) * 4), np.ones(4)).any()
+
+
+def tagged_tree():
+    """Two episodes of three steps: (tag, action, valid); the first succeeds."""
+    episodes = [
+        [("planning", "a", True), ("explore", "b", False), ("reflection", "c", True)],
+        [("planning", "a", True), ("explore", "a", False), ("reflection", "a", True)],
+    ]
+    nodes = [Node(0, -1, 0, context_ids=[1])]
+    for episode in episodes:
+        for step, (tag, action, valid) in enumerate(episode, 1):
+            parent = len(nodes) - 1 if step > 1 else 0
+            nodes.append(
+                Node(
+                    len(nodes), parent, step, response_ids=[7], action=action, valid=valid, tag=tag
+                )
+            )
+    nodes[3].outcome, nodes[3].reward, nodes[6].outcome = "success", 1.0, "failure"
+    return Tree(Task("toy", "t", 0), 2, 2, 1, "never", nodes)
+
+
+def test_tag_rewards_by_hand():
+    tree = tagged_tree()
+    rewards = advantage.tag_rewards(tree)
+    np.testing.assert_array_equal(rewards[0, 1:4], [1, 1, 1])
+    np.testing.assert_array_equal(rewards[1, 4:7], [0, 0, 0])  # lost, "a" again, "a" again
+    tree.nodes[5].action = "b"  # new in its own episode, whatever the other one did
+    tree.nodes[2].valid = True  # nothing to reflect on
+    np.testing.assert_array_equal(advantage.tag_rewards(tree)[[0, 1], [3, 5]], [0, 1])
+    tree.nodes[5].tag = "planning"  # a reflection as the first step has nothing before it
+    tree.nodes[1].tag, tree.nodes[2].tag = "reflection", "monitor"
+    np.testing.assert_array_equal(advantage.tag_rewards(tree)[[0, 0, 1], [1, 2, 5]], [0, 0, 0])
+
+
+def test_rlvmr_by_hand():
+    """Each tag has the rewards 1 and 0: mean 1/2, std sqrt(1/2)."""
+    tree = tagged_tree()
+    step = 0.5 / (np.sqrt(0.5) + 1e-6)
+    got = advantage.ADVANTAGES["rlvmr"](tree, np.ones(2))
+    np.testing.assert_allclose(got[0, 1:4], 2 * step)  # as large as the episode's part
+    np.testing.assert_allclose(got[1, 4:7], -2 * step)
+    tree.nodes[3].tag = tree.nodes[5].tag = ""
+    got = advantage.ADVANTAGES["rlvmr"](tree, np.ones(2))
+    # Explore and reflection were met once each: no comparison.
+    np.testing.assert_allclose(got[0, 1:4], [2 * step, step, step - 0.1])
+    np.testing.assert_allclose(got[1, 4:7], [-2 * step, -step - 0.1, -step])
+
+
+def test_the_tags_of_another_kind_are_not_compared():
+    tree = tagged_tree()
+    tree.nodes[2].tag, tree.nodes[5].tag = "explore", "monitor"
+    assert not advantage.tagged_steps(tree, np.ones(2))[[0, 1], [2, 5]].any()

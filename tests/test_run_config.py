@@ -36,7 +36,7 @@ def test_default_is_the_tiny_preset_with_the_papers_tree():
 
 
 def test_number_of_keys():
-    assert len(flatten(base_config())) <= 81
+    assert len(flatten(base_config())) <= 83
 
 
 def test_every_key_has_a_comment():
@@ -153,6 +153,11 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["sft.min_learning_rate=1"], "sft.learning_rate"),
         (["algo.name=grpo", "tree.signal=explore"], "never"),
         (["algo.name=grpo", "tree.roots=4"], "tree.roots"),
+        (["tree.signal=entropy", "tree.fork_at=same_step"], "next_step"),
+        (["tree.signal_rise=-1"], "0 or more"),
+        (["algo.advantage=rlvmr"], "tags"),
+        (["algo.name=rlvmr", "tree.fork_at=same_step"], "next_step"),
+        (["algo.name=rlvmr", "tree.signal=explore"], "never"),
     ],
 )
 def test_wrong_values_get_one_sentence(overrides, part):
@@ -165,6 +170,8 @@ def test_separate_episode_algorithms_need_no_more_than_their_name():
     gigpo = load_config(SCIENCEWORLD, ["algo.name=gigpo"])
     assert gigpo.algo.advantage == "gigpo" and gigpo.tree.roots == gigpo.tree.leaves
     assert config.algo.advantage == "leaf_group"
+    rlvmr = load_config(SCIENCEWORLD, ["algo.name=rlvmr"])
+    assert rlvmr.algo.advantage == "rlvmr" and rlvmr.tree.roots == rlvmr.tree.leaves
     same = load_config(SCIENCEWORLD, ["algo.name=grpo", "tree.signal=never", "tree.roots=8"])
     assert (same.tree.signal, same.tree.roots) == ("never", 8)
 

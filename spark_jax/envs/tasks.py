@@ -61,6 +61,15 @@ def unseen(
     return {name: left[name] or list(tasks) for name, tasks in tasks_by_type.items()}
 
 
+def seen(
+    tasks_by_type: Mapping[str, Sequence[Task]], tasks_seen: Iterable[Task]
+) -> dict[str, list[Task]]:
+    """The tasks that are among `tasks_seen`, without the types of which there are none."""
+    known = set(tasks_seen)
+    left = {name: [t for t in tasks if t in known] for name, tasks in tasks_by_type.items()}
+    return {name: tasks for name, tasks in left.items() if tasks}
+
+
 def panel(tasks: Sequence[Task], episodes: int, seed: int) -> list[Task]:
     """The fixed tasks of an evaluation: `episodes` of the split, drawn uniformly without
     replacement, in the order of the split; the whole split when it has no more."""

@@ -20,6 +20,7 @@ from spark_jax.types import Start, StepResult, Task, UserError
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "pink", "grey")
 ROOMS = ("owl", "fox", "bear", "wolf", "hare", "crow", "frog", "lynx")
 VARIATIONS = 512
+NOT_UNDERSTOOD = "Nothing happens."
 SYSTEM = (
     "You walk through a chain of rooms. In each room one door is the right one, always the same "
     "for a room of that name; any other is a dead end. The actions are: open COLOUR (a door of "
@@ -74,7 +75,7 @@ class ToyEnvironment:
             valid = False
         success = self._passed == self._shape.doors
         score = 100.0 * self._passed / self._shape.doors
-        text = text if valid else "Nothing happens."
+        text = text if valid else NOT_UNDERSTOOD
         return StepResult(text or self._room(), score, self._done, success, valid)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ Most formulas give one number a leaf (a constant row); `sibling` gives one numbe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from spark_jax.types import Tree
 
 EPSILON = 1e-6  # added to the standard deviation
 GIGPO_DISCOUNT, GIGPO_WEIGHT = 0.95, 1.0  # gamma and omega (arXiv 2505.10978)
+RLVMR_WEIGHT, FORMAT_PENALTY = 1.0, 0.1  # of the steps' part; of a response in a bad format
 
 Advantage = Callable[[Tree, np.ndarray], np.ndarray]
 
@@ -149,15 +150,58 @@ def anchor_steps(tree: Tree, weights: np.ndarray, discount: float = GIGPO_DISCOU
     for leaf, end in enumerate(tree.leaf_ids()):
         for node in tree.path(end)[1:]:
             met.setdefault(_state(tree, tree.nodes[node].parent), []).append((leaf, node))
-    out = np.zeros((rewards.size, len(tree.nodes)))
-    for visits in met.values():
-        leaf_V, node_V = np.array(visits).T
-        left_V = steps[leaf_V] - [tree.nodes[node].step for node in node_V]
-        value_V = rewards[leaf_V] * discount**left_V
+    left_LG = steps[:, None] - np.array([node.step for node in tree.nodes])
+    # At nodes off the path of a leaf the power may be any number: none of them is looked at.
+    return _normalised_within(met.values(), rewards[:, None] * discount**left_LG, weights)
+
+
+def _normalised_within(
+    groups: Iterable[Sequence[tuple[int, int]]], value_LG: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """(value - mean) / (std + 1e-6) within each group of (leaf, node), as `leaf_group` does it; 0
+    in groups without variance and for what is in no group."""
+    out = np.zeros_like(value_LG)
+    for members in groups:
+        leaf_V, node_V = np.array(members).T
+        value_V = value_LG[leaf_V, node_V]
         if not _no_variance(value_V):
             mean = weighted_mean(value_V, weights[leaf_V])
             std = weighted_std(value_V, weights[leaf_V])
             out[leaf_V, node_V] = (value_V - mean) / (std + EPSILON)
+    return out
+
+
+def tag_rewards(tree: Tree) -> np.ndarray:
+    """What a step of leaf l earns by its tag, [L, G] (RLVMR, arXiv 2507.22844): `planning` 1 if the
+    episode succeeds; `explore` 1 if its action is new in the episode; `reflection` 1 if the action
+    before was invalid and this one is another; `monitor` and what has no tag 0."""
+    leaves = tree.leaf_ids()
+    out = np.zeros((len(leaves), len(tree.nodes)))
+    for row, leaf in enumerate(leaves):
+        path = [tree.nodes[i] for i in tree.path(leaf)[1:]]
+        done: set[str] = set()
+        for before, node in zip([None, *path], path, strict=False):
+            if node.tag == "planning":
+                out[row, node.id] = tree.nodes[leaf].outcome == "success"
+            elif node.tag == "explore":
+                out[row, node.id] = node.action not in done
+            elif node.tag == "reflection" and before is not None:
+                out[row, node.id] = not before.valid and node.action != before.action
+            done.add(node.action)
+    return out
+
+
+def tagged_steps(tree: Tree, weights: np.ndarray) -> np.ndarray:
+    """The rewards of `tag_rewards`, normalised within all steps of the task that have the same tag;
+    a step whose response has a bad format, and so no tag, gets -0.1 instead."""
+    groups: dict[str, list[tuple[int, int]]] = {}
+    for leaf, end in enumerate(tree.leaf_ids()):
+        for node in tree.path(end)[1:]:
+            groups.setdefault(tree.nodes[node].tag, []).append((leaf, node))
+    untagged = groups.pop("", [])
+    out = _normalised_within(groups.values(), tag_rewards(tree), weights)
+    for leaf, node in untagged:
+        out[leaf, node] = -FORMAT_PENALTY
     return out
 
 
@@ -183,5 +227,6 @@ ADVANTAGES: dict[str, Advantage] = {
     "no_std": no_std,
     "sibling": sibling,
     "gigpo": mix(((1.0, leaf_group), (GIGPO_WEIGHT, anchor_steps))),
+    "rlvmr": mix(((1.0, leaf_group), (RLVMR_WEIGHT, tagged_steps))),
     "mix": mix(((0.5, leaf_group), (0.5, sibling))),
 }

@@ -274,6 +274,28 @@ def pack_trees(
     return batch, stats
 
 
+def node_sums(
+    items: Sequence[tuple[Tree, SegmentWeights]],
+    value_RM: np.ndarray,
+    row_tokens: int,
+    row_targets: int,
+) -> list[np.ndarray]:
+    """What `value_RM`, a number a target of `pack_trees(items, row_tokens, row_targets)`, adds up
+    to over the targets of each node: [G] for each tree."""
+    out = [np.zeros(len(tree.nodes)) for tree, _ in items]
+    number = {id(tree): i for i, (tree, _) in enumerate(items)}
+    pieces = [p for tree, w in items for p in _pieces(tree, w, row_tokens, row_targets)]
+    for r, row in enumerate(_place(pieces, row_tokens, row_targets)):
+        first = 0
+        for piece in row:
+            wanted = _targets(piece.tree, piece.weights)
+            for i in piece.order:
+                if i in piece.owned:
+                    out[number[id(piece.tree)]][i] = value_RM[r, first : first + wanted[i]].sum()
+                    first += wanted[i]
+    return out
+
+
 def linear_tokens(tree: Tree) -> int:
     """Tokens of all leaves as separate sequences."""
     size = _segment_tokens(tree, tree.children())

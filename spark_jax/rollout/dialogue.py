@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
-from collections.abc import Callable, Mapping
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from spark_jax.models.chat import Codec
 from spark_jax.types import Start
 
+_REASONED = re.compile(r"</(?!action>)\w+>")
 NO_ACTION = "No action found. Answer with <action>...</action>."
 
 
@@ -40,6 +44,19 @@ class Dialogue:
         """Text of sampled tokens, without the end-of-turn token."""
         end = self.codec.end_of_turn_id
         return self.codec.decode(self._swapped([t for t in response if t != end]))
+
+    def surprise(self, response: list[int], logprobs: Sequence[float]) -> float:
+        """Mean -log p of the tokens of the reasoning, in nats a token: of those up to the one that
+        completes a block that is not the action; of the whole response where there is none."""
+        if not response:
+            return 0.0
+
+        def complete(n: int) -> bool:
+            return bool(_REASONED.search(self.text(response[: n + 1])))
+
+        end = bisect.bisect_left(range(len(response)), True, key=complete)
+        reasoning = logprobs[: end + 1]
+        return -math.fsum(reasoning) / len(reasoning)
 
     def _swapped(self, tokens: list[int]) -> list[int]:
         return [self.swap.get(token, token) for token in tokens] if self.swap else tokens

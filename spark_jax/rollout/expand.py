@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 
 from spark_jax.cache.pool import Pages
 from spark_jax.envs.pool import EnvPool
-from spark_jax.envs.response import parse_response
+from spark_jax.envs.response import THINKING, Kind, parse_response
 from spark_jax.rollout.budget import Budget, Indices
 from spark_jax.rollout.dialogue import NO_ACTION, Dialogue
 from spark_jax.rollout.engine import Engine, Row
@@ -32,6 +32,7 @@ class TreeRule:
     signal_name: str
     signal: Signal
     fork_at: str = "next_step"  # or "same_step": keep the reasoning, resample the action
+    tags: tuple[Kind, ...] = THINKING  # kinds of reasoning that a response may begin with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,11 +239,13 @@ class _Grower:
             return
         response = [*path.head, *row.response]
         text = growing.dialogue.text(response)
-        parsed = parse_response(text)
+        parsed = parse_response(text, self.rule.tags)
         node = Node(
             -1, -1, path.step, response_ids=row.response, logprobs=row.logprobs,
             response=growing.dialogue.text(row.response), action=parsed.action,
             spark=parsed.kind == "explore" and not path.head, score=path.score,
+            tag=parsed.kind if parsed.well_formed else "",
+            surprise=growing.dialogue.surprise(row.response, row.logprobs),
         )  # fmt: skip
         growing.nodes[path.indices] = node
         if self._splits_here(path, parsed):
@@ -325,7 +328,9 @@ class _Grower:
         child = (*path.indices, 0)
         row = self._row(growing, child, tokens, path.row.pages, len(head))
         may_fork = bool(head) or self.rule.fork_at == "next_step"
-        look = Step(node.spark, node.logprobs, (*growing.identity, path.indices))
+        names = (path.indices[: i + 1] for i in range(len(path.indices)))
+        surprises = tuple(growing.nodes[name].surprise for name in names)
+        look = Step(node.spark, surprises, (*growing.identity, path.indices))
         node.requested = self.rule.branch if may_fork and self.rule.signal(look) else 1
         if growing.budget.request(path.indices, path.step, node.requested):
             fork = _Fork(path.indices, row, list(tokens), past, step, score, head)

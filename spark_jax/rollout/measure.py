@@ -60,13 +60,22 @@ def informative_groups(trees: Sequence[Tree]) -> int:
     return sum(len({tree.nodes[i].reward for i in tree.leaf_ids()}) > 1 for tree in trees)
 
 
-def split_forks(tree: Tree) -> tuple[int, int]:
-    """(forks after a step, those whose children end in different best rewards)."""
+def forks_of(tree: Tree) -> dict[int, bool]:
+    """Node -> its children end in different best rewards, for the forks after a step."""
     best = [node.reward for node in tree.nodes]
     for node in reversed(tree.nodes[1:]):
         best[node.parent] = max(best[node.parent], best[node.id])
-    forks = [kids for kids in tree.children()[1:] if len(kids) > 1]
-    return len(forks), sum(len({best[k] for k in kids}) > 1 for kids in forks)
+    return {
+        node: len({best[k] for k in kids}) > 1
+        for node, kids in enumerate(tree.children())
+        if node > 0 and len(kids) > 1
+    }
+
+
+def split_forks(tree: Tree) -> tuple[int, int]:
+    """(forks after a step, those whose children end in different best rewards)."""
+    forks = forks_of(tree)
+    return len(forks), sum(forks.values())
 
 
 def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:

@@ -28,6 +28,17 @@ _EVALUATED_BY = (
 )
 
 
+def check_tags(config: ConfigDict) -> None:
+    """Raises UserError if the warm-up of `sft.from_run` taught other tags than this run needs."""
+    theirs = read_config(config.sft.from_run).algo.name
+    if (theirs == "rlvmr") != (config.algo.name == "rlvmr"):
+        raise UserError(
+            f"config.sft.from_run={config.sft.from_run} was warmed up for config.algo.name={theirs}"
+            f", whose responses have other tags than those of {config.algo.name}; start from a run "
+            "with the same tags or from none."
+        )
+
+
 def dialogues(source: str | Path, workdir: Path) -> list[warmup.Example]:
     """Dialogues of the other run; they and its vocabulary are copied to `workdir`.
 

@@ -304,5 +304,10 @@ def _settle_algorithm(config: ConfigDict, overridden: set[str]) -> None:
         config.tree.signal = "never"
     if "tree.roots" not in overridden:
         config.tree.roots = config.tree.leaves
-    if config.algo.name == "gigpo" and "algo.advantage" not in overridden:
-        config.algo.advantage = "gigpo"
+    if config.algo.name in ("gigpo", "rlvmr") and "algo.advantage" not in overridden:
+        config.algo.advantage = config.algo.name
+    if config.algo.name == "eto":  # failures are paired with expert paths of the same task
+        if "rl.train_on" not in overridden:
+            config.rl.train_on = "seen"
+        if "rl.rename" not in overridden:
+            config.rl.rename = 0.0

@@ -38,12 +38,13 @@ def base_config() -> ConfigDict:
     config.tree.leaves = 8  # N: leaves of a tree at most
     config.tree.roots = 4  # M: first steps sampled independently, M <= N
     config.tree.branch = 2  # B: children of a spark point, as the budget allows
-    config.tree.signal = "explore"  # what makes a spark point: explore, random, always, never
+    config.tree.signal = "explore"  # what makes a spark point; see CHOICES and docs/methods.md
     config.tree.signal_rate = 0.2  # signal=random: chance that a step is a spark point
+    config.tree.signal_rise = 0.2  # signal=entropy, calibrated: nats a token above the first steps
     config.tree.fork_at = "next_step"  # next_step (the paper's Eq. 6) or same_step
 
     config.algo = ConfigDict()
-    config.algo.name = "spark"  # spark; grpo, gigpo: separate episodes; sft; react: prompting
+    config.algo.name = "spark"  # grpo, gigpo, rlvmr: separate episodes; eto; sft; react: prompting
     config.algo.advantage = "leaf_group"  # see CHOICES; formulas in learn/advantage.py
     config.algo.leaf_weight = "uniform"  # uniform (the paper) or path (product of 1/b_eff)
     config.algo.token_mean = "step"  # step: over all tokens of the optimiser step; leaf: per leaf
@@ -69,7 +70,7 @@ def base_config() -> ConfigDict:
     config.rl = ConfigDict()
     config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
     config.rl.rename = 0.0  # share of the trees whose dialogue swaps names, as in sft.rename
-    config.rl.train_on = "all"  # train tasks: all, or unseen (those the warm-up has no dialogue of)
+    config.rl.train_on = "all"  # train tasks: all, or (un)seen: with (no) warm-up dialogue
     config.rl.tasks_per_iteration = 8  # trees of an iteration
     config.rl.learning_rate = 1e-4  # after warmup_steps
     config.rl.decay_to = 1.0  # share of the learning rate that is left at the end; 1: constant

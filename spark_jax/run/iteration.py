@@ -22,6 +22,7 @@ from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import grow_trees
 from spark_jax.rollout.measure import rollout_metrics
+from spark_jax.rollout.signals import ForkCounts
 from spark_jax.run.policy import (
     Policy,
     limits,
@@ -49,10 +50,12 @@ def rollout(
     dialogue: Dialogue,
     swap_for: Callable[[Task, random.Random], dict[int, int]] | None = None,
     on_tree: Callable[[Tree], None] | None = None,
+    counts: ForkCounts | None = None,
 ) -> tuple[list[Tree], dict[str, float]]:
     """The trees of an iteration and the `rollout/*` and `time/*` metrics.
 
     `swap_for`: draws which names the dialogue of a task swaps (run/rename.py).
+    `counts`: of the forks of past iterations, for `tree.signal=calibrated`.
     """
     start = time.perf_counter()
     before = dict(environments.stats)
@@ -63,7 +66,7 @@ def rollout(
         dialogues = [dataclasses.replace(dialogue, swap=swap_for(task, rng)) for task in tasks]
     engine.use(params, config.rl.temperature)
     trees = grow_trees(
-        tasks, engine, environments, dialogues, tree_rule(config), limits(config),
+        tasks, engine, environments, dialogues, tree_rule(config, counts), limits(config),
         (config.seed, "rl", iteration), config.rollout.deterministic, on_tree,
     )  # fmt: skip
     spent = {name: environments.stats[name] - before[name] for name in before}

@@ -7,6 +7,7 @@ killed run that starts again writes the same lines (all but `time/*`).
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -17,10 +18,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
-from spark_jax.envs.tasks import panel, unseen
+from spark_jax.envs.tasks import panel, seen, unseen
 from spark_jax.models.config import parameter_count
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.reliability import count_forks, reliabilities
 from spark_jax.run import borrow, warmup
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.compilations import compilations, keep_on_disk
@@ -44,6 +46,7 @@ from spark_jax.run.policy import (
     rows_of_micro_batch,
     sft_steps,
 )
+from spark_jax.run.preference import learn_pairs
 from spark_jax.run.progress import Progress, duration
 from spark_jax.run.rename import swapper
 from spark_jax.run.summary import print_summary
@@ -65,6 +68,7 @@ class State:
     lines: int = 0  # of metrics.jsonl
     panels: list[float] = dataclasses.field(default_factory=list)  # L0 success by epoch
     evaluated: list[str] = dataclasses.field(default_factory=list)
+    forks: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # rollout/reliability.py
 
 
 class Run(NamedTuple):
@@ -156,6 +160,7 @@ def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[wa
     if path.is_file():
         return warmup.load_examples(path)
     if config.sft.from_run:
+        borrow.check_tags(config)
         return borrow.dialogues(config.sft.from_run, workdir)
     if not config.sft.trajectories:
         return []
@@ -316,9 +321,12 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
     config, state = this.config, this.state
     steps = rl_steps(config, this.policy)
     reference = this.checkpoints.restore_reference(params)
-    total, train = config.rl.iterations, this.world.train
+    total, train, pairs = config.rl.iterations, this.world.train, config.algo.name == "eto"
     if config.rl.train_on == "unseen":
         train = unseen(train, (example.task for example in examples))
+    elif config.rl.train_on == "seen":
+        train = seen(train, (example.task for example in examples))
+    experts = warmup.whole_dialogues(examples, this.policy, config.train.row_tokens)
     swap_for = None
     if config.rl.rename:
         trees = warmup.dialogue_trees(examples, this.policy, config.train.row_tokens)
@@ -337,12 +345,17 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
 
             trees, values = rollout(
                 config, state.iteration, train, params, this.engine,
-                this.environments, this.dialogue, swap_for, on_tree,
+                this.environments, this.dialogue, swap_for, on_tree, state.forks,
             )  # fmt: skip
-            params, opt_state, learned = learn(
-                config, state.iteration, trees, steps, this.policy, params, opt_state, reference
-            )
+            learner = functools.partial(learn_pairs, experts=experts) if pairs else learn
+            params, opt_state, learned = learner(
+                config, state.iteration, trees, steps=steps, policy=this.policy, params=params,
+                opt_state=opt_state, reference=reference,
+            )  # fmt: skip
             values |= learned
+            if config.tree.signal == "calibrated":
+                state.forks = count_forks(state.forks, trees, config.tree.signal_rise)
+                values |= reliabilities(state.forks)
             values["time/compilations"] = compilations() - compiled
             write_trees(this.workdir, state.iteration, trees)
             state.iteration += 1
@@ -358,7 +371,7 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
                 tokens=values["rollout/response_tokens"],
                 success=values["rollout/success_rate"],
                 explore=values["rollout/explore_rate"],
-                kl=values["train/kl"],
+                **({"pairs": values["train/pairs"]} if pairs else {"kl": values["train/kl"]}),
             )
     return params, opt_state
 

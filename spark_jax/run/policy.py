@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from spark_jax.envs.response import METAREASONING, THINKING
 from spark_jax.learn.loss import KL_ESTIMATORS, policy_loss, sft_loss
 from spark_jax.learn.optimisers import OPTIMISERS
 from spark_jax.learn.step import Steps, make_steps
@@ -21,7 +22,7 @@ from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
 from spark_jax.rollout.engine import Engine, EngineShape
 from spark_jax.rollout.expand import Limits, TreeRule
-from spark_jax.rollout.signals import make_signal, never
+from spark_jax.rollout.signals import ForkCounts, make_signal, never
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import UserError
 
@@ -102,11 +103,12 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
     )
 
 
-def tree_rule(config: ConfigDict) -> TreeRule:
-    """Shape of the training trees."""
+def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
+    """Shape of the training trees. `counts`: for `tree.signal=calibrated`."""
     tree = config.tree
-    signal = make_signal(tree.signal, tree.signal_rate)
-    return TreeRule(tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at)
+    signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
+    tags = METAREASONING if config.algo.name == "rlvmr" else THINKING
+    return TreeRule(tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, tags)
 
 
 EPISODE = TreeRule(leaves=1, roots=1, branch=1, signal_name="never", signal=never)
@@ -126,7 +128,7 @@ def sft_steps(config: ConfigDict, policy: Policy) -> Steps:
 
 
 def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
-    """Optimiser steps of RL (paper, Eq. 8)."""
+    """Optimiser steps of RL (paper, Eq. 8); of ETO: of weighted likelihoods."""
     rl = config.rl
     loss = functools.partial(
         policy_loss,
@@ -137,14 +139,15 @@ def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
         dual_clip=rl.dual_clip,
         kl_estimator=KL_ESTIMATORS[rl.kl],
     )
+    pairs = config.algo.name == "eto"
     return make_steps(
         policy.config,
-        loss,
+        sft_loss if pairs else loss,
         OPTIMISERS[rl.optimizer](weight_decay=rl.weight_decay, max_norm=rl.grad_clip),
         temperature=rl.temperature,
         mesh=policy.mesh,
         remat=config.train.remat,
-        entropy_gradient=rl.entropy_coef > 0,
+        entropy_gradient=rl.entropy_coef > 0 and not pairs,
     )
 
 

@@ -20,14 +20,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
     "sft.optimizer": ("adamw", "muon"),
-    "rl.train_on": ("all", "unseen"),
+    "rl.train_on": ("all", "unseen", "seen"),
     "rl.optimizer": ("adamw", "muon"),
     "rl.kl": ("k3", "k2"),
     "rollout.backend": ("xla", "pallas", "pallas_interpret"),
-    "tree.signal": ("explore", "random", "always", "never"),
+    "tree.signal": ("explore", "entropy", "calibrated", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),
-    "algo.name": ("spark", "grpo", "gigpo", "sft", "react"),
-    "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "gigpo", "mix"),
+    "algo.name": ("spark", "grpo", "gigpo", "rlvmr", "eto", "sft", "react"),
+    "algo.advantage": ("leaf_group", "step_rows", "no_std", "sibling", "gigpo", "rlvmr", "mix"),
     "algo.leaf_weight": ("uniform", "path"),
     "algo.token_mean": ("step", "leaf"),
 }
@@ -35,7 +35,7 @@ FROM_SCRATCH = ("tiny", "nano")  # presets without weights of their own
 SPLITS = ("L0", "L1", "L2")
 
 # Algorithms that sample separate episodes: a tree that never forks, with as many roots as leaves.
-SEPARATE_EPISODES = ("grpo", "gigpo")
+SEPARATE_EPISODES = ("grpo", "gigpo", "rlvmr", "eto")
 
 # key -> (is this value good?, what it has to be). Keys not named here are free.
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {}
@@ -51,7 +51,7 @@ for _key in (
     "sft.context_weight rl.imitate_coef rl.context_coef "
     "rl.iterations rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay "
     "algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
-    "eval.temperature eval.episodes eval.every mesh.data"
+    "tree.signal_rise eval.temperature eval.episodes eval.every mesh.data"
 ).split():
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
@@ -81,6 +81,12 @@ def check_config(config: ConfigDict) -> None:
             f"config.tree.roots is {tree.roots} but config.tree.leaves is {tree.leaves}; a tree "
             "cannot have more roots than leaves."
         )
+    if tree.signal in ("entropy", "calibrated") and tree.fork_at == "same_step":
+        raise UserError(
+            f"config.tree.signal is {tree.signal}, which looks at every step, but "
+            "config.tree.fork_at=same_step can only fork at an <explore>; use "
+            "config.tree.fork_at=next_step."
+        )
     if config.algo.name in SEPARATE_EPISODES and tree.signal != "never":
         raise UserError(
             f"config.algo.name={config.algo.name} samples separate episodes, so config.tree.signal "
@@ -97,6 +103,40 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             "config.sft.dialogues and config.sft.from_run are both set; the warm-up of another run "
             "brings its own dialogues, so leave one out."
+        )
+    if config.sft.dialogues and config.algo.name == "rlvmr":
+        raise UserError(
+            "config.sft.dialogues are written with <think> and <explore>, but "
+            "config.algo.name=rlvmr makes its own warm-up with four tags; leave sft.dialogues out."
+        )
+    if config.algo.advantage == "rlvmr" and config.algo.name != "rlvmr":
+        raise UserError(
+            "config.algo.advantage=rlvmr rewards the tags of config.algo.name=rlvmr, which the "
+            f"responses of config.algo.name={config.algo.name} do not have; change one of the two."
+        )
+    if config.algo.name == "eto":
+        unused = {
+            "algo.advantage": config.algo.advantage != "leaf_group",
+            "algo.invalid_penalty": bool(config.algo.invalid_penalty),
+            "rl.imitate_coef": bool(config.rl.imitate_coef),
+            "rl.context_coef": bool(config.rl.context_coef),
+            "rl.rename": bool(config.rl.rename),  # the expert's names would be other ones
+        }
+        for key, is_set in unused.items():
+            if is_set:
+                raise UserError(
+                    f"config.{key} is {values[key]}, but config.algo.name=eto learns from pairs "
+                    "of paths, as they are, and nothing else; leave that key at its default."
+                )
+    if config.rl.train_on == "seen" and not (config.sft.trajectories or config.sft.from_run):
+        raise UserError(
+            "config.rl.train_on is seen, but config.sft.trajectories is 0, so the warm-up has seen "
+            "no task; use config.rl.train_on=all."
+        )
+    if config.algo.name == "rlvmr" and tree.fork_at == "same_step":
+        raise UserError(
+            "config.algo.name=rlvmr does not fork and needs whole responses; use "
+            "config.tree.fork_at=next_step."
         )
     if config.sft.min_learning_rate > config.sft.learning_rate:
         raise UserError(

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from spark_jax.envs.expert import rendered_turns
 from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.envs.trajectory import Trajectory
 from spark_jax.learn.credit import likelihood_normaliser, sft_weights
@@ -50,9 +49,7 @@ def expert_examples(
 
 def as_example(world: World, path: Trajectory) -> Example:
     """The texts of an expert's path in this world."""
-    return Example(
-        path.task, world.system, world.first_message(path.start), [*rendered_turns(path)]
-    )
+    return Example(path.task, world.system, world.first_message(path.start), [*world.turns(path)])
 
 
 def save_examples(path: Path, examples: Sequence[Example]) -> None:
@@ -133,6 +130,14 @@ def dialogue_trees(examples: Sequence[Example], policy: Policy, row_tokens: int)
     """Those dialogues that fit, in order."""
     trees = (dialogue_tree(example, policy, row_tokens) for example in examples)
     return [tree for tree in trees if tree is not None]
+
+
+def whole_dialogues(
+    examples: Sequence[Example], policy: Policy, row_tokens: int
+) -> dict[Task, Tree]:
+    """The dialogue of each task, where it fits a row from beginning to end."""
+    trees = ((e, dialogue_tree(e, policy, row_tokens)) for e in examples)
+    return {e.task: t for e, t in trees if t is not None and len(t.nodes) == len(e.turns) + 1}
 
 
 def variation(

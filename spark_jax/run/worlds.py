@@ -5,17 +5,18 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from spark_jax.envs import expert, scienceworld, toy
+from spark_jax.envs import expert, metareasoning, scienceworld, toy
 from spark_jax.envs.alfworld import expert as household
 from spark_jax.envs.alfworld import tasks as alfworld
-from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
+from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.base import Environment
+from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES
 from spark_jax.envs.tasks import by_type
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.types import Start, Task, UserError
@@ -33,11 +34,25 @@ class World(NamedTuple):
     experts: Experts
     known_names: tuple[str, ...] = ()  # task types in which a name tells what the thing is
     source: str = ""  # where the tasks come from, for the user to read; "": there is one source
+    refusal: str = ""  # answer to an action that is not understood, if it is always the same
+    # (response, observation) of each step of an expert
+    turns: Callable[[Trajectory], Sequence[tuple[str, str]]] = expert.rendered_turns
 
 
 def make_world(config: ConfigDict) -> World:
     """The world that `config.env` names: one of ours, or MODULE:FUNCTION, a function of the config
-    that returns a World (docs/environments.md)."""
+    that returns a World (docs/environments.md). With `algo.name=rlvmr` its prompt and its experts
+    use that method's tags."""
+    world = _named_world(config)
+    if config.algo.name != "rlvmr":
+        return world
+    return world._replace(
+        system=world.system.replace(RESPONSE_RULES, METAREASONING_RULES),
+        turns=functools.partial(metareasoning.tagged_turns, refusal=world.refusal),
+    )
+
+
+def _named_world(config: ConfigDict) -> World:
     if ":" in config.env.name:
         world = _imported(config.env.name)(config)
         for split in _splits(config):
@@ -107,6 +122,7 @@ def _scienceworld(config: ConfigDict) -> World:
         first_message=functools.partial(scienceworld.first_message, style=env.prompt),
         experts=functools.partial(_gold, env.prompt),
         known_names=scienceworld.KNOWN_NAMES,
+        refusal=scienceworld.NOT_UNDERSTOOD,
     )
 
 
@@ -135,6 +151,7 @@ def _alfworld(config: ConfigDict) -> World:
         first_message=functools.partial(alfworld.first_message, style=env.prompt),
         experts=experts,
         source=alfworld.source(env.data_dir),
+        refusal=NOTHING,
     )
 
 
@@ -185,6 +202,7 @@ def _toy(config: ConfigDict) -> World:
         system=toy.SYSTEM if config.env.prompt == "full" else "",
         first_message=lambda start: f"{start.goal}\n{start.observation}",
         experts=_toy_experts,
+        refusal=toy.NOT_UNDERSTOOD,
     )
 
 

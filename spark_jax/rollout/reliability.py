@@ -1,0 +1,33 @@
+"""How well each source of `tree.signal=calibrated` has told where a fork matters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from spark_jax.rollout.measure import forks_of
+from spark_jax.rollout.signals import SOURCES, ForkCounts, beta, rise
+from spark_jax.types import Tree
+
+
+def count_forks(counts: ForkCounts, trees: Iterable[Tree], threshold: float) -> dict[str, list]:
+    """`counts` and those of `trees`: source -> [forks that split, forks] among the forks at which
+    it fired. A fork at which both fired counts for both; a new dict is returned.
+
+    Args:
+      threshold: of the rise of surprise, nats a token.
+    """
+    out = {source: list(counts.get(source, (0, 0))) for source in SOURCES}
+    for tree in trees:
+        for node, split in forks_of(tree).items():
+            surprises = [tree.nodes[i].surprise for i in tree.path(node)[1:]]
+            fired = {"explore": tree.nodes[node].spark, "entropy": rise(surprises) > threshold}
+            for source in SOURCES:
+                out[source][0] += fired[source] and split
+                out[source][1] += fired[source]
+    return out
+
+
+def reliabilities(counts: ForkCounts) -> dict[str, float]:
+    """Metrics: the mean of each source's posterior."""
+    parameters = {source: beta(counts, source) for source in SOURCES}
+    return {f"rollout/reliability_{name}": a / (a + b) for name, (a, b) in parameters.items()}
