@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
+from unittest import mock
 
 
 class Asked(NamedTuple):
@@ -69,12 +71,15 @@ def serve(answer: Callable[[Asked], Reply]) -> Iterator[tuple[str, list[Asked]]]
         def log_message(self, *_):
             pass
 
+    # Not by way of the proxy that this machine may have, unless a test says so.
+    here = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1", asked
+        with mock.patch.dict(os.environ, here):
+            yield f"http://127.0.0.1:{server.server_port}/v1", asked
     finally:
         server.shutdown()
         server.server_close()

@@ -62,6 +62,15 @@ def test_the_query_of_an_address_stays_and_no_key_sends_no_header():
     assert "Authorization" not in asked[0].headers
 
 
+def test_a_proxy_of_the_environment_is_used_where_no_proxy_does_not_say_otherwise(monkeypatch):
+    with serve(script(says("hi"))) as (url, asked):
+        monkeypatch.setenv("http_proxy", url.removesuffix("/v1"))
+        connect(Endpoint("http://far.invalid/v1", "m"))(HELLO)
+        connect(Endpoint(url, "m"))(HELLO)
+    paths = ["http://far.invalid/v1/chat/completions", "/v1/chat/completions"]
+    assert [one.path for one in asked] == paths
+
+
 def test_what_files_may_say_has_no_secret():
     endpoint = Endpoint("https://me:pass@host/v1?token=abc", "m", KEY)
     assert endpoint.public()["url"] == "https://host/v1"

@@ -72,7 +72,9 @@ def test_a_response_without_an_action_is_a_step():
     assert (result.success, result.steps, result.invalid, result.repeated) == (False, 4, 3, 1)
     assert seen[1][-1]["content"] == NO_ACTION
     assert seen[2][-2]["content"]  # an empty text is refused by some servers
+    assert [len(messages) for messages in seen] == [2, 4, 6, 8]
     assert result.score == 50.0 and not result.loose
+    assert play(respond(LEFT), "I am lost.", max_steps=2)[0].score == 50.0
 
 
 def test_a_dead_end():
@@ -116,28 +118,34 @@ def test_threads_use_one_tool_each_and_keep_what_ends_after_an_error():
             most = max(most, busy)
         if job < 3:
             gate.wait()  # the first three run at the same time
+            if job != 1:
+                assert failing.wait(10)
+                time.sleep(0.1)  # they end after the failure is known
         else:
             time.sleep(0.01)
         with lock:
             in_use.remove(tool)
             busy -= 1
         if job == 1:
+            failing.set()
             raise UserError("job 1 failed.")
         return job * job
 
-    in_use: set = set()
+    in_use, failing = set(), threading.Event()
     with pytest.raises(UserError, match="job 1"):
         in_threads(work, range(200), "abc", lambda job, r: got.append((job, r)), threading.Event())
     assert most == 3 and {(0, 0), (2, 4)} <= set(got) and len(got) < 199
 
 
 def test_an_interrupted_caller_tells_the_threads():
-    stop = threading.Event()
+    stop, started, told = threading.Event(), threading.Event(), []
 
     def work(tool, job):
         if job == 0:
+            assert started.wait(10)
             return 0
-        assert stop.wait(10)
+        started.set()
+        told.append(stop.wait(3))
         raise UserError("stopped")
 
     def interrupted(job, result):
@@ -145,6 +153,7 @@ def test_an_interrupted_caller_tells_the_threads():
 
     with pytest.raises(KeyboardInterrupt):
         in_threads(work, range(3), "ab", interrupted, stop)
+    assert told and all(told)  # job 2 may have begun too
 
 
 # --- the command ------------------------------------------------------------------------------
