@@ -164,3 +164,10 @@ def test_the_gradient_is_that_of_dpo_over_separate_paths():
     for got, wanted in zip(jax.tree.leaves(grads), jax.tree.leaves(slope), strict=True):
         np.testing.assert_allclose(got, wanted, atol=1e-4 * size)
     assert size > 1e-3
+
+
+def test_path_weights_add_up_the_leaves_below():
+    weights = path_weights(forked_tree(), np.array([1.0, -2.0, 3.0, 4.0]))
+    np.testing.assert_array_equal(weights.nll_G[1:], [5, 1, -2, 7, 3, 4])
+    np.testing.assert_array_equal(weights.n_G[1:], [3, 1, 1, 2, 1, 1])
+    assert not (weights.a_plus_G.any() or weights.a_minus_G.any() or weights.context_nll_G.any())

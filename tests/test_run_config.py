@@ -156,6 +156,10 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["tree.signal=entropy", "tree.fork_at=same_step"], "next_step"),
         (["tree.signal_rise=-1"], "0 or more"),
         (["algo.advantage=rlvmr"], "tags"),
+        (["algo.name=eto", "algo.advantage=no_std"], "pairs"),
+        (["algo.name=eto", "rl.rename=0.5"], "rl.rename"),
+        (["algo.name=eto", "rl.imitate_coef=0.1"], "rl.imitate_coef"),
+        (["algo.name=eto", "sft.trajectories=0"], "train_on=all"),
         (["algo.name=rlvmr", "tree.fork_at=same_step"], "next_step"),
         (["algo.name=rlvmr", "tree.signal=explore"], "never"),
     ],
@@ -170,6 +174,8 @@ def test_separate_episode_algorithms_need_no_more_than_their_name():
     gigpo = load_config(SCIENCEWORLD, ["algo.name=gigpo"])
     assert gigpo.algo.advantage == "gigpo" and gigpo.tree.roots == gigpo.tree.leaves
     assert config.algo.advantage == "leaf_group"
+    eto = load_config(SCIENCEWORLD, ["algo.name=eto"])
+    assert (eto.rl.train_on, eto.rl.rename, eto.tree.signal) == ("seen", 0.0, "never")
     rlvmr = load_config(SCIENCEWORLD, ["algo.name=rlvmr"])
     assert rlvmr.algo.advantage == "rlvmr" and rlvmr.tree.roots == rlvmr.tree.leaves
     same = load_config(SCIENCEWORLD, ["algo.name=grpo", "tree.signal=never", "tree.roots=8"])

@@ -6,7 +6,7 @@ import pathlib
 import pytest
 from small_run import SETTINGS
 
-from spark_jax.envs.response import METAREASONING
+from spark_jax.envs.response import METAREASONING, parse_response
 from spark_jax.run import loop
 from spark_jax.run.config import load_config
 from spark_jax.run.metrics import read_metrics
@@ -51,11 +51,13 @@ def killed_and_resumed(folder, monkeypatch, settings, function="write_trees", at
     assert len(calls) > at
 
 
+QUICK = ["sft.epochs=2", "sft.panel=0", "eval.episodes=1"]
+
+
 def test_reliabilities_survive_a_crash(tmp_path, monkeypatch):
     """The crash loses an iteration that was done, and with it what it had counted."""
-    settings = ["tree.signal=calibrated", "tree.signal_rise=0", "tree.roots=2"]
-    settings += ["checkpoint.every=2", "rl.iterations=4", "eval.episodes=2"]
-    settings += ["rl.tasks_per_iteration=4"]
+    settings = ["tree.signal=calibrated", "tree.signal_rise=0", "tree.roots=2", *QUICK]
+    settings += ["checkpoint.every=2", "rl.iterations=4"]
     play(tmp_path / "whole", *settings)
     killed_and_resumed(tmp_path / "killed", monkeypatch, settings, at=4)
     lines = rl_lines(tmp_path / "whole")
@@ -65,17 +67,40 @@ def test_reliabilities_survive_a_crash(tmp_path, monkeypatch):
     for iteration in range(4):
         a, b = (read_trees(tree_path(tmp_path / f, iteration)) for f in ("whole", "killed"))
         assert a == b
-    assert json.loads((tmp_path / "whole" / "config.json").read_text())["tree"]["roots"] == 2
+
+
+SEPARATE = ["tree.leaves=4", "tree.roots=4", "tree.signal=never", *QUICK]
+
+
+def test_eto_tells_better_from_worse_and_resumes(tmp_path, monkeypatch):
+    settings = ["algo.name=eto", "rl.rename=0", *SEPARATE]
+    play(tmp_path / "whole", *settings)
+    killed_and_resumed(tmp_path / "killed", monkeypatch, settings, at=2)
+    lines = rl_lines(tmp_path / "whole")
+    assert rl_lines(tmp_path / "killed") == lines and len(lines) == 3
+    assert all(row["train/pairs"] > 0 for row in lines)
+    # In the first step policy and reference are one, so only the second one has margins.
+    assert lines[0]["train/pair_accuracy"] <= 0.5 < lines[-1]["train/pair_accuracy"]
+    assert lines[-1]["train/margin"] > lines[0]["train/margin"]
+    dialogues = (tmp_path / "whole" / "warmup.jsonl").read_text().splitlines()
+    known = {json.loads(line)["task"]["variation"] for line in dialogues}
+    trees = read_trees(tree_path(tmp_path / "whole", 0))
+    assert {tree["task"]["variation"] for tree in trees} <= known
 
 
 def test_rlvmr_runs_on_its_own_tags(tmp_path):
-    settings = ["algo.name=rlvmr", "tree.leaves=4", "rl.iterations=1", "env.max_steps=3"]
-    play(tmp_path, "tree.roots=4", "tree.signal=never", *settings)
+    play(tmp_path, "algo.name=rlvmr", "rl.iterations=1", *SEPARATE)
     dialogues = [json.loads(x) for x in (tmp_path / "warmup.jsonl").read_text().splitlines()]
     text = " ".join(response for d in dialogues for response, _ in d["turns"])
     assert {f"<{tag}>" in text for tag in METAREASONING[:3]} == {True} and "<think>" not in text
     trees = read_trees(tree_path(tmp_path, 0))
-    assert [len(t["nodes"]) - 1 for t in trees] and all(t["signal"] == "never" for t in trees)
+    assert len(trees) == 2 and all(t["signal"] == "never" for t in trees)
+    # A bad format costs 0.1 even where all episodes end alike.
+    nodes = [node for tree in trees for node in tree["nodes"][1:]]
+    parsed = [parse_response(node["response"], METAREASONING) for node in nodes]
+    bad = [n for n, p in zip(nodes, parsed, strict=True) if not p.well_formed]
+    assert all(node["reward"] == 0 for node in nodes), "take another seed: this one succeeds"
+    assert bad and all(node["advantage"] == pytest.approx(-0.1) for node in bad)
     # The same tags or none: another method cannot start from here.
     with pytest.raises(UserError, match="other tags"):
         play(tmp_path / "other", f"sft.from_run={tmp_path}")

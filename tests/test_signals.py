@@ -39,6 +39,7 @@ def test_surprise_is_that_of_the_reasoning():
     expected = (0.5 * (reasoning - 1) + 2.0) / reasoning
     assert DIALOGUE.surprise(list(text.encode()), logprobs) == pytest.approx(expected)
     assert DIALOGUE.surprise(list(b"<action>go</action>"), [-1.0] * 18 + [-20.0]) == 2.0
+    assert DIALOGUE.surprise(list(b"<action>go</action>!"), [-1.0] * 19 + [-21.0]) == 2.0
     assert DIALOGUE.surprise([], []) == 0.0
 
 
