@@ -2,6 +2,7 @@
 failures. With SPARK_ALFWORLD_GAMES=<packed official games> those are played as well, and
 SPARK_ALFWORLD_STOCK=<number> of them are held against the stock engine (default 3)."""
 
+import collections
 import functools
 import importlib.util
 import json
@@ -16,7 +17,7 @@ import time
 import pytest
 from alfworld_game import WASHED, small_game, stock, unpack, write_official
 
-from spark_jax.envs.alfworld import engine, official
+from spark_jax.envs.alfworld import engine, environment, official
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.alfworld.games import HELD_OUT, TASK_TYPES, Game, game_of_file
 from spark_jax.envs.pool import EnvPool
@@ -40,9 +41,9 @@ def find_small(task):
 
 @pytest.fixture(scope="module")
 def env():
-    environment = AlfWorldEnvironment(find_small)
-    yield environment
-    environment.close()
+    made = AlfWorldEnvironment(find_small)
+    yield made
+    made.close()
 
 
 @pytest.fixture
@@ -419,6 +420,25 @@ def test_the_process_has_no_jax_and_stays_small(env):
     assert "libdownward" in maps and "jaxlib" not in maps
     status = pathlib.Path(f"/proc/{env.pid}/status").read_text()
     assert int(status.partition("VmRSS:")[2].split()[0]) < 250e3
+
+
+@needs_engine
+def test_a_game_is_translated_once_for_all_environments(env, monkeypatch):
+    asked = []
+    ask = environment.ask
+    monkeypatch.setattr(environment, "ask", lambda *a: asked.append(a[1]) or ask(*a))
+    monkeypatch.setattr(environment, "_translations", collections.OrderedDict())
+    monkeypatch.setattr(environment, "_MOST_TRANSLATIONS", 1)
+    other = AlfWorldEnvironment(find_small)
+    try:
+        env.start(TASK)
+        other.start(TASK)
+        assert asked == ["translate", "start", "start"]
+        env.start(Task("alfworld", SMALL[0].type, 0))
+        env.start(TASK)
+        assert asked[3:] == ["translate", "start"] * 2 and len(environment._translations) == 1
+    finally:
+        other.close()
 
 
 @needs_engine
