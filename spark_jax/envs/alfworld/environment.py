@@ -57,7 +57,7 @@ class AlfWorldEnvironment:
                 f"ALFWorld's engine cannot open the game {game.name} ({error}): its problem must "
                 "fit the domain of the installed package alfworld (0.4)."
             ) from error
-        self._done = answer.won
+        self._done = False
         return Start(game.goal, self._text(answer))
 
     def step(self, action: str) -> StepResult:

@@ -3,7 +3,7 @@
 `python -m spark_jax.envs.alfworld.worker FD` answers requests on the socket FD, which it inherited,
 until the other side closes it: so it ends with its parent, however that ends. Requests are
 ("translate", problem), ("start", problem, translation) and ("step", action), as the methods of
-`Engine`; answers ("done", what the method returned) or ("failed", why).
+`Engine`; answers ("done", what the method returned), ("failed", why) or ("no engine", why).
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import NamedTuple
 
-from spark_jax.envs.alfworld.engine import Answer, Engine
+from spark_jax.envs.alfworld.engine import INSTALL, Answer, Engine
+from spark_jax.types import UserError
 
 _ROOT = Path(__file__).resolve().parents[3]  # the folder that holds the package spark_jax
 _ANSWER_TIMEOUT_S = 120.0  # opening the largest game takes a few seconds on a busy machine
@@ -30,7 +32,7 @@ class Worker(NamedTuple):
 
 
 class Refused(Exception):
-    """The engine raised; the worker lives on."""
+    """A method of the engine raised; the process lives on."""
 
 
 def start_worker() -> Worker:
@@ -46,14 +48,15 @@ def start_worker() -> Worker:
             stderr=subprocess.DEVNULL,
             pass_fds=(theirs.fileno(),),
             process_group=0,
-            env={**os.environ, "PYTHONPATH": path},
+            # alfworld makes its data folder on import, wherever that is; nothing here reads it.
+            env={**os.environ, "PYTHONPATH": path, "ALFWORLD_DATA": tempfile.gettempdir()},
         )
     return Worker(process, ours)
 
 
 def ask(worker: Worker, method: str, *arguments: str | bytes) -> Answer | bytes:
-    """What a method of its engine returns. Raises Refused with what the engine said, or
-    RuntimeError when the process has ended or does not answer."""
+    """What a method of its engine returns. Raises Refused with what the engine said, UserError when
+    there cannot be an engine, RuntimeError when the process has ended or does not answer."""
     try:
         worker.line.send((method, *arguments))
         if not worker.line.poll(_ANSWER_TIMEOUT_S):
@@ -62,6 +65,8 @@ def ask(worker: Worker, method: str, *arguments: str | bytes) -> Answer | bytes:
     except (EOFError, OSError) as error:
         pid, code = worker.process.pid, worker.process.poll()
         raise RuntimeError(f"its process {pid} ended (code {code})") from error
+    if outcome == "no engine":
+        raise UserError(f"ALFWorld's engine cannot be opened ({value}): run `{INSTALL}` again.")
     if outcome == "failed":
         raise Refused(value)
     return value
@@ -79,17 +84,23 @@ def stop_worker(worker: Worker) -> None:
 def serve(line: Connection) -> None:
     """Answer requests until the line is closed."""
     engine = None
-    while True:
-        with contextlib.suppress(BrokenPipeError):
-            try:
-                method, *arguments = line.recv()
-            except (EOFError, OSError):
-                return
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            method, *arguments = line.recv()
             try:
                 engine = engine or Engine()
-                line.send(("done", getattr(engine, method)(*arguments)))
+            except Exception as error:
+                line.send(("no engine", _text(error)))
+                continue
+            try:
+                reply = "done", getattr(engine, method)(*arguments)
             except (Exception, SystemExit) as error:  # the translator exits on some bad problems
-                line.send(("failed", f"{type(error).__name__}: {error}"))
+                reply = "failed", _text(error)
+            line.send(reply)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":
