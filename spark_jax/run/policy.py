@@ -104,7 +104,8 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
 
 
 def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
-    """Shape of the training trees. `counts`: for `tree.signal=calibrated`."""
+    """Shape of the training trees. `counts`: for `tree.signal=calibrated`;
+    None: nothing is known of its sources yet."""
     tree = config.tree
     signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
     tags = METAREASONING if config.algo.name == "rlvmr" else THINKING
