@@ -3,6 +3,7 @@
 With ALFWORLD_GAMES=<alfworld_games.jsonl.xz> the expert plays a sample of the official games too.
 """
 
+import functools
 import importlib.util
 import json
 import lzma
@@ -12,10 +13,11 @@ import pytest
 
 from spark_jax.envs.alfworld import tasks
 from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
-from spark_jax.envs.alfworld.expert import play, winning_paths
+from spark_jax.envs.alfworld.expert import play
 from spark_jax.envs.alfworld.games import TASK_TYPES, Game
 from spark_jax.envs.alfworld.generate import games
 from spark_jax.envs.annotate import explore_density
+from spark_jax.envs.trajectory import winning_paths
 from spark_jax.types import Task
 
 MISSING = [p for p in ("textworld", "alfworld", "fast_downward") if not importlib.util.find_spec(p)]
@@ -39,6 +41,11 @@ def everything(split):
     return SAMPLE[split]
 
 
+def expert_in(env, max_steps):
+    """The expert in `env`, as a function of the task."""
+    return functools.partial(play, env, max_steps=max_steps)
+
+
 @pytest.mark.parametrize("split", ["train", "L1"])
 def test_walkthroughs_win_with_their_last_action(env, split):
     for task in everything(split):
@@ -53,7 +60,9 @@ def test_walkthroughs_win_with_their_last_action(env, split):
 @pytest.mark.parametrize("split", ["train", "L1"])
 def test_the_expert_wins_by_searching(env, split):
     done = []
-    paths = winning_paths(env, everything(split), 20, lambda *counts: done.append(counts))
+    paths = winning_paths(
+        expert_in(env, 20), everything(split), 20, lambda *counts: done.append(counts)
+    )
     assert len(paths) == len(SAMPLE[split]) == len(done)
     shortest = [len(games(split)[path.task.variation].walkthrough) for path in paths]
     assert all(len(p.steps) >= n for p, n in zip(paths, shortest, strict=True))
@@ -82,7 +91,7 @@ def test_the_expert_does_the_same_again(env):
 def test_it_stops_at_the_step_limit(env):
     path = play(env, SAMPLE["train"][0], max_steps=2)
     assert len(path.steps) == 2 and path.score == 0.0
-    assert winning_paths(env, SAMPLE["train"][:1], 2, lambda *counts: None) == []
+    assert winning_paths(expert_in(env, 2), SAMPLE["train"][:1], 2, lambda *counts: None) == []
 
 
 def test_lists_of_actions_do_not_confuse_it():
@@ -117,6 +126,8 @@ def test_the_expert_wins_official_games():
     player = AlfWorldEnvironment(lambda task: chosen[task.variation])
     try:
         wanted = [Task("alfworld", game.type, i, split="L1") for i, game in enumerate(chosen)]
-        assert len(winning_paths(player, wanted, 50, lambda *counts: None)) >= 0.9 * len(wanted)
+        assert len(
+            winning_paths(expert_in(player, 50), wanted, 50, lambda *counts: None)
+        ) >= 0.9 * len(wanted)
     finally:
         player.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from spark_jax.types import Start, Task
@@ -28,3 +29,19 @@ class Trajectory:
     start: Start
     steps: tuple[ExpertStep, ...]
     score: float
+
+
+def winning_paths(
+    play: Callable[[Task], Trajectory],
+    tasks: Sequence[Task],
+    max_steps: int,
+    on_done: Callable[[int, int], None],
+) -> list[Trajectory]:
+    """What an expert that plays tasks wins, with the full score and within `max_steps`."""
+    out = []
+    for i, task in enumerate(tasks, 1):
+        path = play(task)
+        if path.score >= 100.0 and len(path.steps) <= max_steps:
+            out.append(path)
+        on_done(i, len(tasks))
+    return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from spark_jax.rollout.measure import forks_of
-from spark_jax.rollout.signals import SOURCES, ForkCounts, beta, rise
+from spark_jax.rollout.signals import SOURCES, ForkCounts, beta, fired
 from spark_jax.types import Tree
 
 
@@ -20,10 +20,9 @@ def count_forks(counts: ForkCounts, trees: Iterable[Tree], threshold: float) -> 
     for tree in trees:
         for node, split in forks_of(tree).items():
             surprises = [tree.nodes[i].surprise for i in tree.path(node)[1:]]
-            fired = {"explore": tree.nodes[node].spark, "entropy": rise(surprises) > threshold}
-            for source in SOURCES:
-                out[source][0] += fired[source] and split
-                out[source][1] += fired[source]
+            for source, says in fired(tree.nodes[node].spark, surprises, threshold).items():
+                out[source][0] += says and split
+                out[source][1] += says
     return out
 
 

@@ -57,6 +57,11 @@ def rise(surprises: Sequence[float]) -> float:
     return surprises[-1] - sum(first) / len(first) if first else 0.0
 
 
+def fired(spark: bool, surprises: Sequence[float], threshold: float) -> dict[str, bool]:
+    """Which of `SOURCES` ask for a fork at a step."""
+    return {"explore": spark, "entropy": rise(surprises) > threshold}
+
+
 def entropy_above(threshold: float) -> Signal:
     """The model is less sure than when the episode began, by more than `threshold` nats a token
     (after ARPO, arXiv 2507.19849, which measures from the first tokens too)."""
@@ -77,10 +82,10 @@ def calibrated(threshold: float, counts: ForkCounts) -> Signal:
     """
 
     def signal(step: Step) -> bool:
-        fired = {"explore": step.spark, "entropy": rise(step.surprises) > threshold}
+        says = fired(step.spark, step.surprises, threshold)
         draw = host_random("calibrated", *step.identity).betavariate
         drawn = {source: draw(*beta(counts, source)) for source in SOURCES}
-        return fired[max(SOURCES, key=drawn.__getitem__)]
+        return says[max(SOURCES, key=drawn.__getitem__)]
 
     return signal
 

@@ -326,7 +326,9 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
         train = unseen(train, (example.task for example in examples))
     elif config.rl.train_on == "seen":
         train = seen(train, (example.task for example in examples))
-    experts = warmup.whole_dialogues(examples, this.policy, config.train.row_tokens)
+    experts = {}
+    if pairs:
+        experts = warmup.whole_dialogues(examples, this.policy, config.train.row_tokens)
     swap_for = None
     if config.rl.rename:
         trees = warmup.dialogue_trees(examples, this.policy, config.train.row_tokens)

@@ -18,7 +18,7 @@ from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.base import Environment
 from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES
 from spark_jax.envs.tasks import by_type
-from spark_jax.envs.trajectory import ExpertStep, Trajectory
+from spark_jax.envs.trajectory import ExpertStep, Trajectory, winning_paths
 from spark_jax.types import Start, Task, UserError
 
 # experts(tasks, workers, cache folder, on_done) -> annotated trajectories
@@ -139,7 +139,8 @@ def _alfworld(config: ConfigDict) -> World:
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
         player = make_env()
         try:
-            return household.winning_paths(player, wanted, env.max_steps, on_done)
+            play = functools.partial(household.play, player, max_steps=env.max_steps)
+            return winning_paths(play, wanted, env.max_steps, on_done)
         finally:
             player.close()
 
@@ -171,7 +172,8 @@ def _webshop(config: ConfigDict) -> World:
     make_env = functools.partial(environment.WebShopEnvironment, env.data_dir, human, env.prompt)
 
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
-        out = shopper.winning_paths(make_env(), wanted, env.max_steps, on_done)
+        play = functools.partial(shopper.shop, make_env())
+        out = winning_paths(play, wanted, env.max_steps, on_done)
         if wanted and not out:
             raise UserError(
                 f"the scripted shopper wins none of {len(wanted)} goals of env.tasks={env.tasks} "

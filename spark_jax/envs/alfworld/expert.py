@@ -5,7 +5,7 @@ else of the game."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from spark_jax.envs.alfworld.layouts import LIKELY
@@ -60,22 +60,6 @@ def play(env: Environment, task: Task, max_steps: int = 50) -> Trajectory:
     visit = _Visit(env, read_goal(start.goal), listed(start.observation), max_steps)
     visit.play()
     return Trajectory(task, start, tuple(visit.steps), visit.score)
-
-
-def winning_paths(
-    env: Environment,
-    tasks: Sequence[Task],
-    max_steps: int,
-    on_done: Callable[[int, int], None],
-) -> list[Trajectory]:
-    """The paths that win within `max_steps`."""
-    out = []
-    for i, task in enumerate(tasks, 1):
-        path = play(env, task, max_steps)
-        if path.score >= 100.0:
-            out.append(path)
-        on_done(i, len(tasks))
-    return out
 
 
 def listed(observation: str) -> list[str]:

@@ -4,7 +4,7 @@ options and buys. It knows the goal's text and the pages it has read, nothing of
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
@@ -76,22 +76,6 @@ def shop(env: WebShopEnvironment, task: Task) -> Trajectory:
     visit = _Visit(env, wish)
     visit.play()
     return Trajectory(task, start, tuple(visit.steps), visit.score)
-
-
-def winning_paths(
-    env: WebShopEnvironment,
-    tasks: Sequence[Task],
-    max_steps: int,
-    on_done: Callable[[int, int], None],
-) -> list[Trajectory]:
-    """The paths that end with the full reward within `max_steps`."""
-    out = []
-    for i, task in enumerate(tasks, 1):
-        path = shop(env, task)
-        if path.score >= 100.0 and len(path.steps) <= max_steps:
-            out.append(path)
-        on_done(i, len(tasks))
-    return out
 
 
 class _Visit:
