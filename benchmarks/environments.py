@@ -1,10 +1,12 @@
 """What environments cost: steps, resets, forks, memory; ours beside the stock way of using them.
 
-    python benchmarks/environments.py --out docs/environments.json
+    python benchmarks/environments.py --out environments.json
+    python benchmarks/environments.py --worlds alfworld --paths 200 --episodes 2000
 
 Everything runs in one process, one environment after the other, on expert paths of train tasks. A
 fork of ours is what the pool does: start the task in another environment and replay its actions.
-A stock environment that cannot be installed here is listed with the reason.
+A stock environment that cannot be installed here is listed with the reason. With --episodes our
+environments go on for so many episodes, and their memory on the way is printed.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ class Row(NamedTuple):
     fork_ms: dict[int, float]  # by depth
     memory_mb: float
     reason: str = ""  # why it was not measured
+    later_mb: dict[int, float] = {}  # by episodes played: --episodes
 
 
 def measure(
@@ -46,8 +49,10 @@ def measure(
     step: Callable[[str], None],
     paths: Sequence[Trajectory],
     memory: Callable[[], float],
+    episodes: int = 0,
 ) -> Row:
-    """Plays the paths; `start` and `step` drive one environment that is there already."""
+    """Plays the paths; `start` and `step` drive one environment that is there already. With
+    `episodes` it goes on with as many of them, path after path."""
     resets, steps, forks = [], [], {depth: [] for depth in DEPTHS}
     start(paths[0].task)
     for path in paths:
@@ -60,7 +65,16 @@ def measure(
             repeated = [actions[i % len(actions)] for i in range(depth)]
             forks[depth].append(_ms(lambda: (start(path.task), [step(a) for a in repeated])))  # noqa: B023
     fork_ms = {depth: statistics.median(times) for depth, times in forks.items()}
-    return Row(name, statistics.median(resets), statistics.median(steps), fork_ms, memory())
+    row = Row(name, statistics.median(resets), statistics.median(steps), fork_ms, memory())
+    later_mb = {}
+    for episode in range(episodes):
+        path = paths[episode % len(paths)]
+        start(path.task)
+        for action in [s.action for s in path.steps]:
+            step(action)
+        if (episode + 1) % max(1, episodes // 5) == 0:
+            later_mb[episode + 1] = memory()
+    return row._replace(later_mb=later_mb)
 
 
 def _ms(call: Callable[[], object]) -> float:
@@ -75,7 +89,7 @@ def resident_mb(pid: int | None = None) -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line) / 1024
 
 
-def scienceworld(paths: int) -> list[Row]:
+def scienceworld(paths: int, episodes: int) -> list[Row]:
     from spark_jax.envs import expert
     from spark_jax.envs.scienceworld import ScienceWorldEnvironment, split_tasks
     from spark_jax.envs.tasks import by_type, distinct_tasks
@@ -84,11 +98,11 @@ def scienceworld(paths: int) -> list[Row]:
     cache = pathlib.Path.home() / ".cache" / "spark_jax" / "gold"
     gold = expert.gold_paths(tasks, 1, cache, lambda done, total: None, "full")
     ours = ScienceWorldEnvironment()
-    rows = [
-        measure("ScienceWorld, ours", ours.start, ours.step, gold, lambda: resident_mb(ours.pid))
-    ]
+    row = measure(
+        "ScienceWorld, ours", ours.start, ours.step, gold, lambda: resident_mb(ours.pid), episodes
+    )
     ours.close()
-    return [*rows, _stock_scienceworld(gold)]
+    return [row, _stock_scienceworld(gold)]
 
 
 def _stock_scienceworld(gold: Sequence[Trajectory]) -> Row:
@@ -122,7 +136,7 @@ def _java_processes() -> set[int]:
     return found
 
 
-def webshop(paths: int) -> list[Row]:
+def webshop(paths: int, episodes: int) -> list[Row]:
     from spark_jax.envs.webshop.environment import WebShopEnvironment
     from spark_jax.envs.webshop.shopper import shop
     from spark_jax.envs.webshop.tasks import split_tasks
@@ -132,14 +146,20 @@ def webshop(paths: int) -> list[Row]:
     tasks = split_tasks("default", "all_types", "", "train")[:paths]
     played = [shop(env, task) for task in tasks]
     ours = measure(
-        "WebShop (embedded shop), ours", env.start, env.step, played, lambda: resident_mb() - before
+        "WebShop (embedded shop), ours",
+        env.start,
+        env.step,
+        played,
+        lambda: resident_mb() - before,
+        episodes,
     )
     reason = "needs Java 11, spaCy, faiss and gym 0.24, which do not install side by side"
     return [ours, Row("WebShop, stock", 0, 0, {}, 0, reason)]
 
 
-def alfworld(paths: int) -> list[Row]:
+def alfworld(paths: int, episodes: int) -> list[Row]:
     """On embedded games, or where those cannot be made the official ones."""
+    from spark_jax.envs.alfworld import translations
     from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
 
     games = _alfworld_games(paths)
@@ -150,11 +170,13 @@ def alfworld(paths: int) -> list[Row]:
             Trajectory(Task("alfworld", game.type, number), Start(game.goal, ""), tuple(steps), 100)
         )
     ours = AlfWorldEnvironment(lambda task: games[task.variation])
-    rows = [
-        # A game that no environment of the process has played yet is translated first.
-        measure(name, ours.start, ours.step, played, lambda: resident_mb(ours.pid))
-        for name in ("ALFWorld, ours, first starts of games", "ALFWorld, ours")
-    ]
+    with tempfile.TemporaryDirectory() as folder:
+        # What the engine plays of a game is made when it is first started, and kept.
+        translations.folder = lambda: pathlib.Path(folder)
+        rows = [
+            measure(name, ours.start, ours.step, played, lambda: resident_mb(ours.pid), long)
+            for name, long in (("ALFWorld, ours, new games", 0), ("ALFWorld, ours", episodes))
+        ]
     ours.close()
     return [*rows, _stock_alfworld(games, played)]
 
@@ -232,9 +254,15 @@ def main() -> None:
     parser.add_argument("--worlds", default=",".join(WORLDS))
     parser.add_argument("--paths", type=int, default=20, help="expert paths of each world")
     parser.add_argument("--out", type=pathlib.Path, help="write the rows as JSON too")
+    parser.add_argument("--episodes", type=int, default=0, help="more of ours, for their memory")
     options = parser.parse_args()
-    rows = [row for name in options.worlds.split(",") for row in WORLDS[name](options.paths)]
+    rows = []
+    for name in options.worlds.split(","):
+        rows += WORLDS[name](options.paths, options.episodes)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n\n{table(rows)}")
+    for row in rows:
+        for played, megabytes in row.later_mb.items():
+            print(f"{row.name}: {megabytes:.1f} MB after {played} episodes")
     if options.out:
         options.out.write_text(json.dumps([row._asdict() for row in rows], indent=1))
 

@@ -17,7 +17,7 @@ import time
 import pytest
 from alfworld_game import WASHED, small_game, stock, unpack, write_official
 
-from spark_jax.envs.alfworld import engine, environment, official
+from spark_jax.envs.alfworld import engine, environment, official, translations
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.alfworld.games import HELD_OUT, TASK_TYPES, Game, game_of_file
 from spark_jax.envs.pool import EnvPool
@@ -423,22 +423,36 @@ def test_the_process_has_no_jax_and_stays_small(env):
 
 
 @needs_engine
-def test_a_game_is_translated_once_for_all_environments(env, monkeypatch):
+def test_a_game_is_translated_once_for_all_environments(env, monkeypatch, home):
     asked = []
     ask = environment.ask
     monkeypatch.setattr(environment, "ask", lambda *a: asked.append(a[1]) or ask(*a))
-    monkeypatch.setattr(environment, "_translations", collections.OrderedDict())
-    monkeypatch.setattr(environment, "_MOST_TRANSLATIONS", 1)
+    monkeypatch.setattr(translations, "_kept", collections.OrderedDict())
+    monkeypatch.setattr(translations, "_MOST", 1)
     other = AlfWorldEnvironment(find_small)
     try:
         env.start(TASK)
         other.start(TASK)
         assert asked == ["translate", "start", "start"]
-        env.start(Task("alfworld", SMALL[0].type, 0))
-        env.start(TASK)
-        assert asked[3:] == ["translate", "start"] * 2 and len(environment._translations) == 1
+        first = env.start(Task("alfworld", SMALL[0].type, 0))
+        env.start(TASK)  # no longer in memory, but on disk
+        assert asked[3:] == ["translate", "start", "start"] and len(translations._kept) == 1
+        for file in translations.folder().iterdir():
+            file.write_bytes(file.read_bytes()[:-9])
+        assert env.start(Task("alfworld", SMALL[0].type, 0)) == first
+        assert asked[6:] == ["translate", "start"]
     finally:
         other.close()
+
+
+def test_a_translation_that_cannot_be_kept_is_made_again(home, monkeypatch):
+    monkeypatch.setattr(translations, "_kept", collections.OrderedDict())
+    monkeypatch.setattr(translations, "_made_by", lambda: "")
+    translations.folder().parent.mkdir(parents=True)
+    translations.folder().write_text("in the way")
+    assert translations.translation("problem", lambda text: b"made of " + text.encode()) == (
+        b"made of problem"
+    )
 
 
 @needs_engine

@@ -12,16 +12,15 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import os
 import queue
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from spark_jax.envs.annotate import annotate
+from spark_jax.envs.keep import keep
 from spark_jax.envs.response import render_response
 from spark_jax.envs.rooms import Room, abbreviate, read_room
 from spark_jax.envs.scenes import is_animal
@@ -299,8 +298,4 @@ class _GoldCache:
     def save(self) -> None:
         if not (self._path and self._changed):
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self._path.parent, suffix=".tmp")
-        with os.fdopen(handle, "w") as file:
-            json.dump(self._actions, file, indent=0, sort_keys=True)
-        os.replace(name, self._path)
+        keep(self._path, json.dumps(self._actions, indent=0, sort_keys=True).encode())

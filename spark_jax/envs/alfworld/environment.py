@@ -6,13 +6,12 @@ without JAX could fork itself, an exact copy in 3 ms, but then each path would h
 
 from __future__ import annotations
 
-import collections
-import hashlib
-import threading
+import functools
 from collections.abc import Callable
 
 from spark_jax.envs.alfworld.engine import Answer, check_installed
 from spark_jax.envs.alfworld.games import Game
+from spark_jax.envs.alfworld.translations import translation
 from spark_jax.envs.alfworld.worker import Refused, Worker, ask, start_worker, stop_worker
 from spark_jax.types import Start, StepResult, Task, UserError
 
@@ -51,7 +50,8 @@ class AlfWorldEnvironment:
             self._worker = start_worker()
         self._done = True
         try:
-            answer = ask(self._worker, "start", game.problem, _translation(self._worker, game))
+            played = translation(game.problem, functools.partial(ask, self._worker, "translate"))
+            answer = ask(self._worker, "start", game.problem, played)
         except Refused as error:
             raise UserError(
                 f"ALFWorld's engine cannot open the game {game.name} ({error}): its problem must "
@@ -84,25 +84,3 @@ class AlfWorldEnvironment:
         if not self._show_admissible:
             return answer.text
         return f"{answer.text}\nAdmissible actions: {', '.join(answer.admissible)}"
-
-
-# Translations of the games played last, by the hash of their problem: shared by the environments of
-# a process, as most starts are of a game that another one has just played.
-_translations: collections.OrderedDict[bytes, bytes] = collections.OrderedDict()
-_translations_lock = threading.Lock()
-_MOST_TRANSLATIONS = 512  # of about 70 KB
-
-
-def _translation(worker: Worker, game: Game) -> bytes:
-    """What the engine needs to start `game`, made by the worker when it is not known yet."""
-    key = hashlib.sha256(game.problem.encode()).digest()
-    with _translations_lock:
-        if key in _translations:
-            _translations.move_to_end(key)
-            return _translations[key]
-    made = ask(worker, "translate", game.problem)
-    with _translations_lock:
-        _translations[key] = made
-        while len(_translations) > _MOST_TRANSLATIONS:
-            _translations.popitem(last=False)
-    return made

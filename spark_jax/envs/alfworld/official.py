@@ -13,11 +13,11 @@ import functools
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from spark_jax.envs.alfworld.games import HELD_OUT, TASK_TYPES, Game, game_of_file
+from spark_jax.envs.keep import keep
 from spark_jax.types import Task, UserError
 
 # L2 is the part of valid_unseen whose types are held out.
@@ -176,13 +176,5 @@ def _read_index(folder: Path, part: str) -> dict[str, list]:
 
 def _write_index(folder: Path, part: str, index: dict[str, list]) -> None:
     """Whole or not at all; a home that cannot be written to only costs time."""
-    target = _index_file(folder, part)
     with contextlib.suppress(OSError):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(index, file)
-            os.replace(name, target)
-        except OSError:
-            os.unlink(name)
+        keep(_index_file(folder, part), json.dumps(index).encode())

@@ -1,0 +1,66 @@
+"""What the native library plays of a game, made once: kept in memory for all environments of a
+process, and on disk for later ones."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import hashlib
+import importlib.metadata
+import sys
+import threading
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+from spark_jax.envs.keep import keep
+
+_MOST = 512  # in memory, of about 70 KB
+
+_kept: collections.OrderedDict[str, bytes] = collections.OrderedDict()
+_lock = threading.Lock()
+
+
+def translation(problem: str, make: Callable[[str], bytes]) -> bytes:
+    """The translation of a PDDL problem; `make(problem)` when there is none yet (0.1-2 s)."""
+    name = hashlib.sha256((_made_by() + problem).encode()).hexdigest()[:32]
+    with _lock:
+        if name in _kept:
+            _kept.move_to_end(name)
+            return _kept[name]
+    file = folder() / name
+    content = _read(file)
+    if content is None:
+        content = make(problem)
+        with contextlib.suppress(OSError):
+            keep(file, content)
+    with _lock:
+        _kept[name] = content
+        while len(_kept) > _MOST:
+            _kept.popitem(last=False)
+    return content
+
+
+def folder() -> Path:
+    """Where they lie: 30 MB for the embedded games, 0.3 GB for all official ones."""
+    return Path.home() / ".cache" / "spark_jax" / "alfworld" / "translations"
+
+
+@functools.cache
+def _made_by() -> str:
+    """What else a translation depends on: domain and translator come with the packages, and it
+    holds pickled objects of theirs."""
+    packages = ("alfworld", "textworld", "fast-downward-textworld")
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
+    return "\n".join([*versions, f"Python {sys.version_info[:2]}", ""])
+
+
+def _read(file: Path) -> bytes | None:
+    """None: there is none, or it is damaged."""
+    try:
+        content = file.read_bytes()
+        zlib.decompress(content)  # its checksum
+    except (OSError, zlib.error):
+        return None
+    return content
