@@ -178,7 +178,7 @@ def alfworld(paths: int, episodes: int) -> list[Row]:
             for name, long in (("ALFWorld, ours, new games", 0), ("ALFWorld, ours", episodes))
         ]
     ours.close()
-    return [*rows, _stock_alfworld(games, played)]
+    return [*rows, _stock_alfworld(games[:20], played[:20])]  # seconds each
 
 
 def _alfworld_games(count: int) -> list:
