@@ -26,6 +26,10 @@ def test_names_are_words_that_few_dialogues_share():
     assert name_tokens(trees, BYTES) == [BEAVER, TOAD, WOLF]  # GREEN is in 2 of 3
 
 
+def test_names_may_be_given():
+    assert name_tokens([dialogue(BEAVER)] * 3, BYTES, {"the", "green", "gone"}) == [THE, GREEN]
+
+
 def test_a_name_is_swapped_everywhere_alike():
     names = [BEAVER, TOAD, WOLF]
     changed = set()

@@ -305,7 +305,7 @@ def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Ca
     targets = row_targets(this.config, sft.context_weight)
     shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
     trees = warmup.dialogue_trees(examples, this.policy, train.row_tokens)
-    vary = warmup.variation(trees, this.policy, sft.rename, this.world.known_names)
+    vary = warmup.variation(trees, this.policy, sft.rename, this.world)
     return shape, trees, vary
 
 
@@ -334,7 +334,7 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
         trees = warmup.dialogue_trees(examples, this.policy, config.train.row_tokens)
         swap_for = swapper(
             trees, this.policy.codec.token_bytes(), config.rl.rename,
-            this.world.known_names,
+            this.world.known_names, this.world.names,
         )  # fmt: skip
     with Progress("rl", total, "iteration", done=state.iteration) as progress:
         while state.iteration < total:

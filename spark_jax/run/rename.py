@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from spark_jax.types import Task, Tree
 
@@ -22,9 +22,13 @@ WORDS = 0.3  # share of the names of a dialogue that are swapped
 COMMON = 0.5  # words of more of the dialogues than this are grammar, not names
 
 
-def name_tokens(trees: Sequence[Tree], token_bytes: Sequence[bytes]) -> list[int]:
-    """Tokens that may be swapped: whole lower-case words or their beginnings, except those that
-    most of the dialogues contain."""
+def name_tokens(
+    trees: Sequence[Tree], token_bytes: Sequence[bytes], words: Collection[str] = ()
+) -> list[int]:
+    """Tokens that may be swapped: those of `words` that are one token; without `words` all
+    lower-case words or their beginnings, except those that most of the dialogues contain."""
+    if words:
+        return [i for i, text in enumerate(token_bytes) if text.decode("latin-1").strip() in words]
     count: collections.Counter[int] = collections.Counter()
     for tree in trees:
         count.update({t for node in tree.nodes for t in node.response_ids + node.context_ids})
@@ -59,10 +63,12 @@ def swapper(
     token_bytes: Sequence[bytes],
     share: float,
     known_names: Sequence[str] = (),
+    words: Collection[str] = (),
 ) -> Callable[[Task, random.Random], dict[int, int]]:
     """Draws the `swap_table` of a task's dialogue, for a `share` of the dialogues; an empty one for
-    the others and for the task types in `known_names`. `trees`: by which names are known."""
-    names = free_names(trees, name_tokens(trees, token_bytes))
+    the others and for the task types in `known_names`. `trees`: by which names are known.
+    `words`: as in `name_tokens`."""
+    names = free_names(trees, name_tokens(trees, token_bytes, words))
 
     def swap_for(task: Task, rng: random.Random) -> dict[int, int]:
         if task.type in known_names or rng.random() >= share:

@@ -141,14 +141,14 @@ def whole_dialogues(
 
 
 def variation(
-    trees: Sequence[Tree], policy: Policy, share: float, known_names: Sequence[str] = ()
+    trees: Sequence[Tree], policy: Policy, share: float, world: World
 ) -> Callable[[Tree, random.Random], Tree]:
     """Renames a `share` of the dialogues (run/rename.py), none of the task types in
-    `known_names`."""
-    names = name_tokens(trees, policy.codec.token_bytes()) if share else []
+    `world.known_names`."""
+    names = name_tokens(trees, policy.codec.token_bytes(), world.names) if share else []
 
     def vary(tree: Tree, rng: random.Random) -> Tree:
-        if not names or tree.task.type in known_names or rng.random() >= share:
+        if not names or tree.task.type in world.known_names or rng.random() >= share:
             return tree
         return renamed(tree, names, WORDS, rng)
 

@@ -33,6 +33,7 @@ class World(NamedTuple):
     first_message: Callable[[Start], str]
     experts: Experts
     known_names: tuple[str, ...] = ()  # task types in which a name tells what the thing is
+    names: frozenset[str] = frozenset()  # words that renaming may swap; empty: all rare ones
     source: str = ""  # where the tasks come from, for the user to read; "": there is one source
     refusal: str = ""  # answer to an action that is not understood, if it is always the same
     # (response, observation) of each step of an expert
@@ -151,6 +152,7 @@ def _alfworld(config: ConfigDict) -> World:
         system=alfworld.system_prompt(env.prompt),
         first_message=functools.partial(alfworld.first_message, style=env.prompt),
         experts=experts,
+        names=alfworld.NAMES,
         source=alfworld.source(env.data_dir),
         refusal=NOTHING,
     )

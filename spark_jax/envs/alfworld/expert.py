@@ -132,14 +132,14 @@ class _Visit:
         else:
             self.go(place, f"{capital(_a(kind))} may be {_at(place, '')}; go there.")
         if place in self.closed and not self.over:
-            self.look_inside(place, f"{capital(place)} is closed; open it to find {_a(kind)}.")
+            self.look_inside(place, f"The {place} is closed; open it to find {_a(kind)}.")
 
     def take(self, source: str) -> str:
         thing = self.of_kind(self.contents[source], self.wish.thing)[0]
         if self.here != source:
-            self.go(source, f"{capital(thing)} was {_at(source, '')}; go back for it.")
+            self.go(source, f"The {thing} was {_at(source, '')}; go back for it.")
         if source in self.closed:
-            self.look_inside(source, f"{capital(source)} is closed; open it for the {thing}.")
+            self.look_inside(source, f"The {source} is closed; open it for the {thing}.")
         self.do(f"take {thing} from {source}", f"Here is {thing}; take it.")
         self.contents[source] = [t for t in self.contents[source] if t != thing]
         return thing
@@ -163,7 +163,7 @@ class _Visit:
         if self.here != target:
             self.go(target, f"The {_class(thing)} goes {_at(target, '')}; go there.")
         if target in self.closed:
-            self.look_inside(target, f"{capital(target)} is closed; open it.")
+            self.look_inside(target, f"The {target} is closed; open it.")
         self.do(f"move {thing} to {target}", f"Put {thing} {_at(target, '')}.")
         self.delivered.append(thing)
 
@@ -174,7 +174,7 @@ class _Visit:
             return
         lamp = self.of_kind(self.contents[source], kind)[0]
         if self.here != source:
-            self.go(source, f"{capital(lamp)} was {_at(source, '')}; bring it the {_class(thing)}.")
+            self.go(source, f"The {lamp} was {_at(source, '')}; bring it the {_class(thing)}.")
         self.do(f"use {lamp}", f"Here is {lamp}; turn it on.")
 
     # ---- what it knows

@@ -11,12 +11,15 @@ from typing import Literal
 from spark_jax.envs.alfworld import official
 from spark_jax.envs.alfworld.games import Game
 from spark_jax.envs.alfworld.generate import games
+from spark_jax.envs.alfworld.layouts import LIKELY
 from spark_jax.envs.response import RESPONSE_RULES
 from spark_jax.types import Start, Task, UserError
 
 Style = Literal["short", "full"]
 
 OFFICIAL = "official"
+# What things are called, lamps apart: what is lit, clean, hot or cool is about other words.
+NAMES = frozenset(kind.lower() for kind in LIKELY if not kind.endswith("Lamp"))
 
 
 def source(data_dir: str) -> str:
