@@ -29,15 +29,13 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.eval.splits = ("L0", "L1")
     if preset in ("tiny", "nano"):
         config.env.max_steps = 20  # nearly all embedded games are won by the expert in 18
-        config.sft.rename = config.rl.rename = 0.0  # a fridge cools, whatever else is swapped
-        # Of some 25 core-seconds each. After 12 the names to copy are still often wrong.
-        config.sft.epochs = 28
-        config.sft.panel_every = 7
+        config.sft.epochs = 20
+        config.sft.panel_every = 5
         config.rl.iterations = 6
         config.rl.tasks_per_iteration = 8
-        # The expert's paths have 420 tokens, the longest 910; its responses at most 27.
-        config.rollout.response_tokens = 40
-        config.rollout.path_tokens = 1152
-        config.train.row_tokens = 1152
-        config.train.row_targets = 832  # 20 responses of a path
+        # The expert's paths have 500 tokens, the longest 1,100; its responses at most 42.
+        config.rollout.response_tokens = 56
+        config.rollout.path_tokens = 1280
+        config.train.row_tokens = 1280
+        config.train.row_targets = 960  # 20 responses of a path
     return config
