@@ -27,12 +27,11 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.env.max_steps = 15  # the paper's
     config.eval.splits = ("L0", "L1")
     if preset in ("tiny", "nano"):
-        # Titles write names in capitals: swapping one spelling would leave the others.
-        config.sft.rename = config.rl.rename = 0.0
         config.sft.epochs = 12  # pages are long: an epoch costs twice ScienceWorld's
         config.sft.panel_every = 4
         config.rl.iterations = 6
         config.rl.tasks_per_iteration = 8
+        config.rollout.response_tokens = 80  # the shopper's at most 66
         config.rollout.path_tokens = 2048
         config.train.row_tokens = 2048
     return config

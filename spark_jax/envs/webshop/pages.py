@@ -86,11 +86,13 @@ def page_strings(page: Page, products: Sequence[Product], instruction: str) -> l
 def page_text(
     page: Page, products: Sequence[Product], instruction: str, style: Style = "full"
 ) -> str:
-    """What the agent reads. `short` leaves out the instruction and what stands on every page."""
+    """What the agent reads. `short` leaves out the instruction and what stands on every page, and
+    is in lower case: a small model then sees that a title says what the goal asks for."""
     strings = [" ".join(text.split()) for text in page_strings(page, products, instruction)]
     if style == "short":
         same = {"Instruction:", " ".join(instruction.split()), *_ON_EVERY_PAGE}
-        return "\n".join(text for text in strings if text and text not in same) or "Search"
+        kept = "\n".join(text for text in strings if text and text not in same)
+        return kept.lower() or "search"
     return " [SEP] ".join(text for text in strings if text)
 
 

@@ -1,5 +1,9 @@
 """A scripted shopper for the warm-up: it searches, opens what looks right, compares, chooses
-options and buys. It knows the goal's text and the pages it has read, nothing of the catalogue."""
+options and buys. It knows the goal's text and the pages it has read, nothing of the catalogue.
+
+What it writes goes through what is asked for, point by point, before it decides: a small model that
+has just written a word finds it on the page far more often than one that has not.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +33,7 @@ class _Candidate(NamedTuple):
     asin: str
     title: str
     price: float
+    tag: str  # the price as the page has it
 
     @property
     def brand(self) -> str:
@@ -73,7 +78,7 @@ def shop(env: WebShopEnvironment, task: Task) -> Trajectory:
     """Plays `task` to its end."""
     start = env.start(task)
     wish = read_wish(start.goal)
-    visit = _Visit(env, wish)
+    visit = _Visit(env, wish, start.goal)
     visit.play()
     return Trajectory(task, start, tuple(visit.steps), visit.score)
 
@@ -81,8 +86,8 @@ def shop(env: WebShopEnvironment, task: Task) -> Trajectory:
 class _Visit:
     """One episode."""
 
-    def __init__(self, env: WebShopEnvironment, wish: Wish):
-        self.env, self.wish = env, wish
+    def __init__(self, env: WebShopEnvironment, wish: Wish, goal: str):
+        self.env, self.wish, self.goal = env, wish, goal.lower()
         self.steps: list[ExpertStep] = []
         self.score = 0.0
         self.seen: list[_Seen] = []
@@ -98,14 +103,13 @@ class _Visit:
 
     def play(self) -> None:
         wish = self.wish
-        page = self.do(f"search[{wish.words}]", f"I need {wish.words}; search for it.")
+        page = self.do(f"search[{wish.words}]", f"{wish.words}: search for it.")
         candidates = rank(read_results(page.observation), wish)
         for i, candidate in enumerate(candidates[:MOST_OPENED]):
             others = [f"click[{c.asin}]" for c in candidates[i + 1 : i + 4]]
-            if others:
-                text = f"{candidate.brand} and others may fit; look at {candidate.brand} first."
-            else:
-                text = f"{candidate.brand} may fit; open it."
+            price = f" under {wish.limit:.2f}" if wish.limit < float("inf") else ""
+            more = " first" if others else ""
+            text = f"{wish.words}{price}: {candidate.brand} may fit; look at it{more}."
             self.do(f"click[{candidate.asin}]", text, others)
             found = self.inspect(candidate)
             self.seen.append(found)
@@ -113,7 +117,7 @@ class _Visit:
                 self.buy()
                 return
             if i + 1 < min(len(candidates), MOST_OPENED):
-                self.do("click[< prev]", f"{self._flaw(found)}; go back to the others.")
+                self.do("click[< prev]", f"{self._points(found)}; go back to the others.")
         self.settle()
 
     def inspect(self, candidate: _Candidate) -> _Seen:
@@ -123,20 +127,23 @@ class _Visit:
         lacks = tuple(value for value in self.wish.options if value not in options)
         if not lacks and candidate.price <= self.wish.limit:
             for page in SUB_PAGES[:2]:
-                missing = self._missing(texts)
-                if not missing:
+                seen = _Seen(candidate, self._missing(texts), lacks)
+                if not seen.missing:
                     break
-                text = f"Nothing says {missing[0]} yet; see the {page}."
-                texts.append(self.do(f"click[{page}]", text).observation.lower())
+                text = f"{self._points(seen)}; see the {page}."
+                read = self.do(f"click[{page}]", text).observation.lower()
+                texts.append(read.replace(self.goal, ""))  # the full style repeats it on each page
                 self.do("click[< prev]", "Read; back to the product.")
         return _Seen(candidate, self._missing(texts), lacks)
 
     def buy(self) -> None:
         """Chooses the options that the product has, and buys."""
+        done = self._points(self.seen[-1])
         for value in self.wish.options:
             if value in self.env.clickables():
-                self.do(f"click[{value}]", f"{value} is asked for; choose it.")
-        self.do("click[buy now]", "All that was asked for is chosen; buy it.")
+                self.do(f"click[{value}]", f"{done}; choose {value}.")
+                done = f"{value} is chosen"
+        self.do("click[buy now]", f"{done}; buy it.")
 
     def settle(self) -> None:
         """Nothing fits: buys what fits best, or, with nothing found, ends where it is."""
@@ -148,17 +155,32 @@ class _Visit:
         )
         if best is not self.seen[-1]:
             text = f"{best.candidate.brand} fits best; open it again."
-            self.do("click[< prev]", "None fits; go back to the best of them.")
+            points = self._points(self.seen[-1])
+            self.do("click[< prev]", f"{points}; none fits; go back to the best of them.")
             self.do(f"click[{best.candidate.asin}]", text)
+            self.seen.append(best)
         self.buy()
 
     def _missing(self, texts: Sequence[str]) -> tuple[str, ...]:
         return tuple(a for a in self.wish.attributes if not any(a in text for text in texts))
 
-    def _flaw(self, seen: _Seen) -> str:
-        if seen.candidate.price > self.wish.limit:
-            return "Too expensive"
-        return f"No {seen.lacks[0]}" if seen.lacks else f"Not {seen.missing[0]}"
+    def _points(self, seen: _Seen) -> str:
+        """What was asked for and found, point by point, up to the first that is missing."""
+        wish, points = self.wish, []
+        if wish.limit < float("inf"):
+            over = seen.candidate.price > wish.limit
+            points.append(f"{seen.candidate.tag} is {'over' if over else 'under'} {wish.limit:.2f}")
+            if over:
+                return points[0]
+        for value in wish.options:
+            points.append(f"{value} is {'missing' if value in seen.lacks else 'there'}")
+            if value in seen.lacks:
+                return "; ".join(points)
+        for attribute in wish.attributes:
+            points.append(f"{attribute} is {'not said' if attribute in seen.missing else 'said'}")
+            if attribute in seen.missing:
+                break
+        return "; ".join(points) or "It is what was asked for"
 
 
 def read_results(observation: str) -> list[_Candidate]:
@@ -166,9 +188,10 @@ def read_results(observation: str) -> list[_Candidate]:
     parts = re.split(r" \[SEP\] |\n", observation)  # both styles
     out = []
     for i, part in enumerate(parts[:-2]):
-        if re.fullmatch(r"B[0-9A-Z]{9}", part):
-            prices = re.findall(r"\$([\d.]+)", parts[i + 2])  # of a range the upper end is feared
-            out.append(_Candidate(part, parts[i + 1], max(map(float, prices), default=0.0)))
+        if re.fullmatch(r"B[0-9A-Z]{9}", part, re.I):
+            tag = parts[i + 2]
+            prices = re.findall(r"\$([\d.]+)", tag)  # of a range the upper end is feared
+            out.append(_Candidate(part, parts[i + 1], max(map(float, prices), default=0.0), tag))
     return out
 
 
