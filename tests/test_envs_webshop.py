@@ -1,10 +1,12 @@
 """WebShop: pages, search, goals and every part of the reward, by hand; the embedded shop; the
 original's file formats. With WEBSHOP_DATA=<folder of the original files> those are tested too."""
 
+import collections
 import dataclasses
 import json
 import os
 import pathlib
+import re
 
 import pytest
 
@@ -214,10 +216,10 @@ def test_pages_read_as_in_the_original():
         "[SEP] Description [SEP] Features [SEP] Reviews [SEP] Attributes [SEP] Buy Now"
     )
     assert page_text(item, PRODUCTS, ask, "short") == (
-        "color\nnavy | blue\nred\nAcme Steel Mug\nPrice: $12.5 to $20.0\n"
-        "Description\nFeatures\nReviews\nAttributes\nBuy Now"
+        "color\nnavy | blue\nred\nacme steel mug\nprice: $12.5 to $20.0\n"
+        "description\nfeatures\nreviews\nattributes\nbuy now"
     )
-    assert page_text(Page("features", (), product=0), PRODUCTS, ask, "short") == "Dishwasher safe."
+    assert page_text(Page("features", (), product=0), PRODUCTS, ask, "short") == "dishwasher safe."
 
 
 def test_fifty_results_are_five_pages():
@@ -378,6 +380,19 @@ def test_the_shopper_wins_and_marks_choices(env):
         assert [replay.step(s.action).observation for s in path.steps] == [
             s.observation for s in path.steps
         ]
+
+
+def test_the_shopper_says_what_it_has_read_and_no_more():
+    """The full pages repeat the goal, which is no description of the product."""
+    full, short = WebShopEnvironment(), WebShopEnvironment(style="short")
+    verdicts = collections.Counter()
+    for number in range(0, 120, 3):
+        task = Task("webshop", "x", number)
+        paths = [shop(env, task).steps for env in (full, short)]
+        told = [[(s.action.lower(), s.reasoning.lower()) for s in steps] for steps in paths]
+        assert told[0] == told[1]
+        verdicts.update(re.findall(r" is (not said|said|there|missing|over|chosen)", str(told[1])))
+    assert len(verdicts) == 6 and min(verdicts.values()) >= 5
 
 
 def write_shop(folder: pathlib.Path) -> None:
