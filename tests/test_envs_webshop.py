@@ -391,8 +391,8 @@ def test_the_shopper_says_what_it_has_read_and_no_more():
         paths = [shop(env, task).steps for env in (full, short)]
         told = [[(s.action.lower(), s.reasoning.lower()) for s in steps] for steps in paths]
         assert told[0] == told[1]
-        verdicts.update(re.findall(r" is (not said|said|there|missing|over|chosen)", str(told[1])))
-    assert len(verdicts) == 6 and min(verdicts.values()) >= 5
+        verdicts.update(re.findall(r" is (not said|said|there|missing|chosen)", str(told[1])))
+    assert len(verdicts) == 5 and min(verdicts.values()) >= 5
 
 
 def write_shop(folder: pathlib.Path) -> None:
