@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import SingleDeviceSharding
 
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
@@ -251,7 +252,11 @@ def test_a_path_that_can_never_fit_is_refused(params):
         engine.add(Row(prompt(0, 30), row_key(0), 30))
 
 
-def test_no_program_is_compiled_after_the_start(params):
+@pytest.mark.parametrize("placed", [False, True])
+def test_no_program_is_compiled_after_the_start(params, placed):
+    """`placed`: parameters are on their device for good, as those of a run are."""
+    if placed:
+        params = jax.device_put(params, SingleDeviceSharding(jax.devices()[0]))
     engine = make_engine(params)
     compiled = []
     engine.compile_all()
@@ -259,8 +264,11 @@ def test_no_program_is_compiled_after_the_start(params):
         lambda name, _, **kw: compiled.append(name) if "backend_compile" in name else None
     )
     try:
-        rows = [Row(prompt(i, 3 + 4 * i), row_key(i), 3 + 2 * i) for i in range(12)]
-        run(engine, rows)
+        for _ in range(2):  # between the two all paths are over
+            rows = [Row(prompt(i, 3 + 4 * i), row_key(i), 3 + 2 * i) for i in range(12)]
+            run(engine, rows)
+            for row in rows:
+                engine.release(row.pages)
     finally:
         jax.monitoring.clear_event_listeners()
     assert compiled == []

@@ -4,6 +4,7 @@ the plain reference."""
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from spark_jax.cache.tiles import SHARED_ROWS, make_tiles, pages_of_tile
 from spark_jax.ops.paged_attention import gathered_attention, paged_attention
-from spark_jax.ops.tile_attention import tile_attention
+from spark_jax.ops.tile_attention import TileCopies, copy_tiles, tile_attention
 
 
 def forest(rng, rows, most, trees=2):
@@ -40,6 +41,19 @@ def seen_by_rows(lists, rows, slots):
                         at = int(tiles.start_U[u]) // slots + i
                         seen[row].append((at, int(tiles.page_UW[u, i])))
     return [sorted(s) for s in seen]
+
+
+def attend_pages(q, k, v, tiles, length_B, recent=None, backend="xla"):
+    """`tile_attention` with copies that held something else before."""
+    if backend != "xla":
+        return tile_attention(q, (k, v), tiles, length_B, recent, backend)
+    (_, slots, kv_heads, channels), pages = k.shape, tiles.own.page_UW.shape[1]
+    places = sum(len(part.start_U) for part in tiles) + 1  # one more than there are
+    copies = TileCopies(
+        jnp.full((places, kv_heads, channels, pages * slots), 7.0, k.dtype),
+        jnp.full((places, kv_heads, pages * slots, channels), 7.0, v.dtype),
+    )
+    return tile_attention(q, copy_tiles(copies, k, v, tiles), tiles, length_B, recent)
 
 
 @settings(max_examples=200, deadline=None)
@@ -119,8 +133,9 @@ def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, s
             position_B[b] = rng.integers(0, len(table) * slots)  # the rest is not written yet
         tiles = make_tiles(tables, B, most, slots, share)
         assert bool(tiles.shared.count) == share
-        attend = jax.jit(functools.partial(tile_attention, backend=backend))
-        out, lse = attend(q, k, v, tiles, position_B)
+        attend = jax.jit(functools.partial(attend_pages, backend=backend))
+        length_B = np.where(np.arange(B) < rows, position_B + 1, 0)
+        out, lse = attend(q, k, v, tiles, length_B)
         for reference in (gathered_attention, paged_attention):
             wanted, wanted_lse = jax.jit(reference)(q[:, None], k, v, table_BW, position_B[:, None])
             np.testing.assert_allclose(out[:rows], wanted[:rows, 0], rtol=2e-5, atol=2e-6)
@@ -134,7 +149,7 @@ def test_the_kernel_lowers_for_a_gpu(dtype):
     tiles = make_tiles([[*range(1, 41), 100 + b] for b in range(8)], 8, 48, 16)
     q = jax.ShapeDtypeStruct((8, 12, 128), dtype)
     kv = jax.ShapeDtypeStruct((200, 16, 2, 128), dtype)
-    attend = jax.jit(functools.partial(tile_attention, backend="pallas"))
+    attend = jax.jit(functools.partial(attend_pages, backend="pallas"))
     unchecked = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
     program = jax.export.export(attend, platforms=["cuda"], disabled_checks=[unchecked])(
         q, kv, kv, tiles, jax.ShapeDtypeStruct((8,), np.int32)
@@ -146,7 +161,7 @@ def test_the_kernel_says_what_sizes_it_takes():
     tiles = make_tiles([[1]], 1, 1, 16)
     k = np.zeros((2, 16, 1, 24), np.float32)
     with pytest.raises(ValueError, match="24 channels of a head: the kernel needs a power of two"):
-        tile_attention(k[:1, 0], k, k, tiles, np.zeros(1, np.int32), "pallas_interpret")
+        attend_pages(k[:1, 0], k, k, tiles, np.ones(1, np.int32), backend="pallas_interpret")
 
 
 def test_a_full_list_of_tiles_counts_none_twice():
@@ -159,7 +174,34 @@ def test_a_full_list_of_tiles_counts_none_twice():
     tiles = make_tiles(tables, 3, most, slots)
     assert tiles.own.count == len(tiles.own.start_U) == 15
     position_B = np.full(3, most * slots - 1, np.int32)
-    out, lse = jax.jit(tile_attention)(q, k, v, tiles, position_B)
+    out, lse = jax.jit(attend_pages)(q, k, v, tiles, position_B + 1)
     wanted, wanted_lse = gathered_attention(q[:, None], k, v, np.array(tables), position_B[:, None])
     np.testing.assert_allclose(out, wanted[:, 0], rtol=2e-5, atol=2e-6)
     np.testing.assert_allclose(lse, wanted_lse[:, 0], rtol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["xla", "pallas_interpret"])
+def test_tokens_that_are_not_in_pages_yet_count_like_the_others(backend):
+    """Some rows have nothing in pages at all."""
+    rng = np.random.default_rng(0)
+    rows, most, slots, X, shown = 6, 20, 16, 5, 3
+    tables = forest(rng, rows, most)
+    length_B = np.array([len(table) * slots - X for table in tables])
+    length_B[2:4] = 0, 1
+    k, v = rng.normal(size=(2, 1 + rows * most, slots, 2, 8)).astype(np.float32)
+    q = rng.normal(size=(rows, 4, 8)).astype(np.float32)
+    recent = rng.normal(size=(2, rows, 2, X, 8)).astype(np.float32)
+    tiles = make_tiles(tables, rows, most, slots)
+    attend = jax.jit(functools.partial(attend_pages, backend=backend))
+    out, lse = attend(q, k, v, tiles, length_B, (*recent, shown))
+    for b, table in enumerate(tables):  # the same row with all its tokens in pages
+        both = [
+            np.concatenate([pages[table].reshape(-1, 2, 8)[: length_B[b]], new[b].swapaxes(0, 1)])
+            for pages, new in zip((k, v), recent, strict=True)
+        ]
+        last = np.array([[length_B[b] + shown - 1]])
+        wanted, wanted_lse = gathered_attention(
+            q[b, None, None], *(x[:, None] for x in both), np.arange(len(both[0]))[None], last
+        )
+        np.testing.assert_allclose(out[b], wanted[0, 0], rtol=2e-5, atol=2e-6)
+        np.testing.assert_allclose(lse[b], wanted_lse[0, 0], rtol=2e-5, atol=2e-6)

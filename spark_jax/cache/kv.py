@@ -10,8 +10,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
 
 from spark_jax.models.config import ModelConfig
+from spark_jax.ops.tile_attention import TileCopies
 
 Kv = tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -24,6 +26,24 @@ def init_kv(config: ModelConfig, pages: int, slots: int, dtype, sharding=None) -
         return jnp.zeros(shape, dtype, device=sharding)
 
     return tuple((zeros(), zeros()) for _ in range(config.layers))
+
+
+def init_copies(kv: Kv, tiles: int, tile_pages: int) -> tuple[TileCopies, ...]:
+    """Room of each layer for the copies of `tiles` tiles of `tile_pages` pages.
+
+    It is placed as the cache is, in jax's sense of "committed" too: programs were compiled so.
+    """
+    pages = kv[0][0]
+    slots, heads, channels = pages.shape[1:]
+    place = pages.sharding if pages.committed else None
+    if isinstance(place, NamedSharding):
+        place = NamedSharding(place.mesh, PartitionSpec(None, *place.spec[2:3]))
+
+    def zeros(*shape):
+        return jnp.zeros((tiles, heads, *shape), pages.dtype, device=place)
+
+    tokens = tile_pages * slots
+    return tuple(TileCopies(zeros(channels, tokens), zeros(tokens, channels)) for _ in kv)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -36,9 +36,9 @@ def make_tiles(
       share: False: every row reads all its pages itself.
     """
     tile_pages = pages_of_tile(slots)
-    capacity = rows * -(-table_pages // tile_pages)
-    own = _Builder(capacity, tile_pages, 1, rows, slots)
-    shared = _Builder(-(-capacity // 2), tile_pages, SHARED_ROWS, rows, slots)
+    most_shared, most_own = most_tiles(rows, table_pages, slots)
+    own = _Builder(most_own, tile_pages, 1, rows, slots)
+    shared = _Builder(most_shared, tile_pages, SHARED_ROWS, rows, slots)
 
     def walk(members: list[int], depth: int, begin: int) -> None:
         """`members` agree on the pages before `depth`; those from `begin` on are in no tile yet."""
@@ -72,6 +72,13 @@ def make_tiles(
         for b, ids in enumerate(pages):
             own.add(ids, 0, len(ids), [b])
     return TileLists(shared.tiles(), own.tiles())
+
+
+def most_tiles(rows: int, table_pages: int, slots: int) -> tuple[int, int]:
+    """Room for shared tiles and for own ones, of a batch of `rows` rows. A shared tile stands for
+    about four own ones or more; if shared ones do not fit, rows read by themselves."""
+    own = rows * -(-table_pages // pages_of_tile(slots))
+    return -(-own // 4), own
 
 
 def pages_of_tile(slots: int) -> int:

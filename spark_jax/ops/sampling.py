@@ -28,24 +28,29 @@ def sample_tokens(
       token_B int32 and logprob_B float32, of the very distribution that was sampled from.
     """
     B, V = logits_BV.shape
-    scaled_BV = logits_BV / jnp.where(temperature > 0, temperature, 1.0)
-    best_B = scaled_BV.max(axis=-1)
+    divisor = jnp.where(temperature > 0, temperature, 1.0)
+    best_B = logits_BV.max(axis=-1)
+    logits_BNX = jnp.pad(logits_BV, ((0, 0), (0, -V % BLOCK)), constant_values=-jnp.inf)
+    logits_BNX = logits_BNX.reshape(B, -1, BLOCK)
+    block_BN = jnp.exp((logits_BNX - best_B[:, None, None]) / divisor).sum(axis=-1)
 
     def draw(key_2, position):
         key = jax.random.fold_in(jax.random.wrap_key_data(key_2), position)
         return jax.random.uniform(key, (2,))
 
-    uniform_B2 = jax.vmap(draw)(key_B2, position_B)
-    weight_BV = jnp.exp(scaled_BV - best_B[:, None])
-    weight_BNX = jnp.pad(weight_BV, ((0, 0), (0, -V % BLOCK))).reshape(B, -1, BLOCK)
-    block_BN = weight_BNX.sum(axis=-1)
-    block_B = _invert(block_BN, uniform_B2[:, 0])
-    inside_BX = jnp.take_along_axis(weight_BNX, block_B[:, None, None], axis=1)[:, 0]
-    sampled_B = block_B * BLOCK + _invert(inside_BX, uniform_B2[:, 1])
+    def sampled():
+        uniform_B2 = jax.vmap(draw)(key_B2, position_B)
+        block_B = _invert(block_BN, uniform_B2[:, 0])
+        inside_BX = jnp.take_along_axis(logits_BNX, block_B[:, None, None], axis=1)[:, 0]
+        weight_BX = jnp.exp((inside_BX - best_B[:, None]) / divisor)
+        return (block_B * BLOCK + _invert(weight_BX, uniform_B2[:, 1])).astype(jnp.int32)
 
-    token_B = jnp.where(temperature > 0, sampled_B, jnp.argmax(scaled_BV, axis=-1))
-    chosen_B = jnp.take_along_axis(scaled_BV, token_B[:, None], axis=-1)[:, 0]
-    return token_B.astype(jnp.int32), chosen_B - best_B - jnp.log(block_BN.sum(axis=-1))
+    def greedy():  # only when asked for: it takes another pass over the vocabulary
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+
+    token_B = jax.lax.cond(temperature > 0, sampled, greedy)
+    chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
+    return token_B, (chosen_B - best_B) / divisor - jnp.log(block_BN.sum(axis=-1))
 
 
 def _invert(weight_BX: jax.Array, uniform_B: jax.Array) -> jax.Array:

@@ -1,5 +1,10 @@
 """Attention of decoding rows over tiles of pages: a tile that several rows share is read once and
-multiplied with all their queries; parts are merged by log-sum-exp. cache/tiles.py makes tiles."""
+multiplied with all their queries; parts are merged by log-sum-exp. cache/tiles.py makes tiles.
+
+Plain XLA does not read the pages themselves in every step: gathering and transposing them takes
+longer than the products. `copy_tiles` lays them out once for a chunk of decoding steps, and what
+the chunk itself adds is looked at apart (`recent`). The kernels for GPUs read pages.
+"""
 
 from __future__ import annotations
 
@@ -33,69 +38,128 @@ class TileLists(NamedTuple):
     own: Tiles  # R = 1
 
 
-def tile_attention(
-    q_BHC: jax.Array,
-    k_PSKC: jax.Array,
-    v_PSKC: jax.Array,
-    tiles: TileLists,
-    position_B: jax.Array,
-    backend: Backend = "xla",
-) -> tuple[jax.Array, jax.Array]:
-    """One query per row over the row's pages; the same result as `gathered_attention`.
+class TileCopies(NamedTuple):
+    """Keys and values of tiles as the products want them: the shared tiles, then the own ones, each
+    list with its unused places. X tokens of a tile. More places than the lists have do no harm."""
 
-    Query b looks at cache positions 0 … position_B[b]: the key of its own token must already be
-    in its page.
-
-    Args:
-      tiles: `TileLists`, in which every page of a row up to that position is in one tile.
-      backend: with `xla` a loop over the tiles in use, else all tiles side by side.
-
-    Returns:
-      out_BHC in the dtype of q, lse_BH float32. Rows in no tile: 0 and a very low number.
-    """
-    B, H, C = q_BHC.shape
-    K = k_PSKC.shape[2]
-    G = H // K
-    # Row B stands for "no row": places of tiles that are not used write there.
-    q_BKGC = jnp.pad(q_BHC.reshape(B, K, G, C) * C**-0.5, ((0, 1), (0, 0), (0, 0), (0, 0)))
-    position_B = jnp.pad(position_B, (0, 1), constant_values=-1)
-    merged = Parts(
-        jnp.full((B + 1, K, G), LOW, jnp.float32),
-        jnp.zeros((B + 1, K, G), jnp.float32),
-        jnp.zeros((B + 1, K, G, C), jnp.float32),
-    )
-    for part, step in ((tiles.shared, SHARED_STEP), (tiles.own, OWN_STEP)):
-        if backend == "xla":
-            merged = _add_in_a_loop(merged, q_BKGC, k_PSKC, v_PSKC, part, position_B, step)
-        else:
-            kernel = functools.partial(
-                tile_parts_pallas, count=part.count, interpret=backend == "pallas_interpret"
-            )
-            merged = _add(merged, q_BKGC, k_PSKC, v_PSKC, part, position_B, kernel)
-    max_BKG, sum_BKG, out_BKGC = (x[:B] for x in merged)
-    sum_BKG = jnp.maximum(sum_BKG, 1e-30)
-    out_BHC = (out_BKGC / sum_BKG[..., None]).reshape(B, H, C)
-    return out_BHC.astype(q_BHC.dtype), (max_BKG + jnp.log(sum_BKG)).reshape(B, H)
+    k_UKCX: jax.Array
+    v_UKXC: jax.Array
 
 
 class Parts(NamedTuple):
     """Softmax over some of the tokens: the highest score, the sum of exp(score - highest), and the
-    values weighted by these."""
+    values weighted by these (float32, by row, key head and query head of it)."""
 
     max: jax.Array
     sum: jax.Array
     out: jax.Array
 
 
-def _add(merged: Parts, q_BKGC, k_PSKC, v_PSKC, tiles: Tiles, position_B, look) -> Parts:
-    """Merges some tiles. `look(q_UKMC, seen_UM, page_UW, k_PSKC, v_PSKC)` gives their parts, for
-    the M = R * G queries of each."""
+def copy_tiles(
+    copies: TileCopies, k_PSKC: jax.Array, v_PSKC: jax.Array, tiles: TileLists
+) -> TileCopies:
+    """Lays out the tiles in use; in place when donated."""
+    place = 0
+    for part, step in zip(tiles, (SHARED_STEP, OWN_STEP), strict=True):
+        copies = _copy_in_a_loop(copies, k_PSKC, v_PSKC, part, place, step)
+        place += part.page_UW.shape[0]
+    return copies
+
+
+def _copy_in_a_loop(
+    copies: TileCopies, k_PSKC, v_PSKC, tiles: Tiles, place: int, step: int
+) -> TileCopies:
+    (U, W), (S, K, C) = tiles.page_UW.shape, k_PSKC.shape[1:]
+    step = min(step, U)
+
+    def some_tiles(i, copies):
+        first = jnp.minimum(i * step, U - step)
+        page_NW = jax.lax.dynamic_slice_in_dim(tiles.page_UW, first, step)
+        k_NWSKC = k_PSKC.at[page_NW].get(mode="promise_in_bounds")
+        v_NWSKC = v_PSKC.at[page_NW].get(mode="promise_in_bounds")
+        new = TileCopies(
+            k_NWSKC.transpose(0, 3, 4, 1, 2).reshape(step, K, C, W * S),
+            v_NWSKC.transpose(0, 3, 1, 2, 4).reshape(step, K, W * S, C),
+        )
+        return jax.tree.map(
+            lambda all_U, some_N: jax.lax.dynamic_update_slice_in_dim(
+                all_U, some_N, place + first, 0
+            ),
+            copies,
+            new,
+        )
+
+    return jax.lax.fori_loop(0, (tiles.count + step - 1) // step, some_tiles, copies)
+
+
+def tile_attention(
+    q_BHC: jax.Array,
+    source: TileCopies | tuple[jax.Array, jax.Array],
+    tiles: TileLists,
+    length_B: jax.Array,
+    recent: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    backend: Backend = "xla",
+) -> tuple[jax.Array, jax.Array]:
+    """One query per row over the first `length_B` tokens of the row's pages, and over `recent`.
+
+    Args:
+      q_BHC: queries, not scaled.
+      source: with `xla` what `copy_tiles` made of these tiles, else the pages (k_PSKC, v_PSKC).
+      tiles: `TileLists`, in which every page of a row up to that length is in one tile.
+      length_B: tokens of each row in its pages.
+      recent: (k_BKXC, v_BKXC, number of tokens): tokens that follow and are not in pages yet, the
+        query's own among them.
+      backend: with `xla` a loop over the tiles in use, else all tiles side by side.
+
+    Returns:
+      out_BHC in the dtype of q, lse_BH float32. Rows that see nothing: 0 and a very low number.
+    """
+    B, H, C = q_BHC.shape
+    K = source[0].shape[1 if backend == "xla" else 2]
+    G = H // K
+    q_BKGC = q_BHC.reshape(B, K, G, C) * C**-0.5
+    if recent is None:
+        merged = Parts(
+            jnp.full((B, K, G), LOW, jnp.float32),
+            jnp.zeros((B, K, G), jnp.float32),
+            jnp.zeros((B, K, G, C), jnp.float32),
+        )
+    else:
+        merged = _recent_parts(q_BKGC, *recent)
+    # Row B stands for "no row": places of tiles that are not used write there.
+    q_BKGC = jnp.pad(q_BKGC, ((0, 1), (0, 0), (0, 0), (0, 0)))
+    length_B = jnp.pad(length_B, (0, 1))
+    merged = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), *[(0, 0)] * (x.ndim - 1))), merged)
+    place = 0
+    for part, step in zip(tiles, (SHARED_STEP, OWN_STEP), strict=True):
+        if backend == "xla":
+            merged = _add_in_a_loop(merged, q_BKGC, source, part, length_B, place, step)
+            place += part.page_UW.shape[0]
+        else:
+            look = functools.partial(
+                tile_parts_pallas,
+                page_UW=part.page_UW,
+                k_PSKC=source[0],
+                v_PSKC=source[1],
+                count=part.count,
+                interpret=backend == "pallas_interpret",
+            )
+            merged = _add(merged, q_BKGC, part, length_B, look)
+    max_BKG, sum_BKG, out_BKGC = (x[:B] for x in merged)
+    sum_BKG = jnp.maximum(sum_BKG, 1e-30)
+    out_BHC = (out_BKGC / sum_BKG[..., None]).reshape(B, H, C)
+    return out_BHC.astype(q_BHC.dtype), (max_BKG + jnp.log(sum_BKG)).reshape(B, H)
+
+
+def _add(merged: Parts, q_BKGC, tiles: Tiles, length_B, look) -> Parts:
+    """Merges some tiles. `look(q_UKMC, seen_UM)` gives their parts, for the M = R * G queries of
+    each."""
     (K, G, C), (U, R) = q_BKGC.shape[1:], tiles.row_UR.shape
     # Tokens of each tile that each of its rows may see, from the tile's first one on.
-    seen_UR = position_B[tiles.row_UR] + 1 - tiles.start_U[:, None]
+    seen_UR = length_B[tiles.row_UR] - tiles.start_U[:, None]
     seen_UR = jnp.minimum(seen_UR, tiles.tokens_U[:, None])
     q_UKMC = q_BKGC[tiles.row_UR].swapaxes(1, 2).reshape(U, K, R * G, C)
-    parts = look(q_UKMC, jnp.repeat(seen_UR, G, axis=1), tiles.page_UW, k_PSKC, v_PSKC)
+    parts = look(q_UKMC, jnp.repeat(seen_UR, G, axis=1))
 
     def by_row(x):
         x = x.reshape(U, K, R, G, *x.shape[3:])
@@ -111,29 +175,34 @@ def _add(merged: Parts, q_BKGC, k_PSKC, v_PSKC, tiles: Tiles, position_B, look) 
     )
 
 
-def _tile_parts(q_UKMC, seen_UM, page_UW, k_PSKC, v_PSKC) -> Parts:
-    """Plain XLA: two batched products over gathered pages."""
-    (U, W), (S, K, C) = page_UW.shape, k_PSKC.shape[1:]
-    k_UXKC = k_PSKC[page_UW].reshape(U, W * S, K, C)
-    v_UXKC = v_PSKC[page_UW].reshape(U, W * S, K, C)
-    scores = jnp.einsum("ukmc,uxkc->ukmx", q_UKMC, k_UXKC, preferred_element_type=jnp.float32)
-    visible = (jnp.arange(W * S) < seen_UM[..., None])[:, None]
+def _parts(q_UKMC, visible_UMX, k_UKCX, v_UKXC) -> Parts:
+    """Two batched products."""
+    scores = jnp.einsum("ukmc,ukcx->ukmx", q_UKMC, k_UKCX, preferred_element_type=jnp.float32)
+    visible = visible_UMX[:, None]
     scores = jnp.where(visible, scores, LOW)
     max_UKM = scores.max(-1)
     weights = jnp.where(visible, jnp.exp(scores - max_UKM[..., None]), 0.0)
     out_UKMC = jnp.einsum(
-        "ukmx,uxkc->ukmc",
-        weights.astype(v_UXKC.dtype),
-        v_UXKC,
+        "ukmx,ukxc->ukmc",
+        weights.astype(v_UKXC.dtype),
+        v_UKXC,
         preferred_element_type=jnp.float32,
     )
     return Parts(max_UKM, weights.sum(-1), out_UKMC)
 
 
+def _recent_parts(q_BKGC, k_BKXC, v_BKXC, number) -> Parts:
+    """The first `number` of the tokens that are not in pages yet, for every row."""
+    (B, _, G, _), X = q_BKGC.shape, k_BKXC.shape[2]
+    visible_BMX = jnp.broadcast_to(jnp.arange(X) < number, (B, G, X))
+    return _parts(q_BKGC, visible_BMX, k_BKXC.swapaxes(2, 3), v_BKXC)
+
+
 def _add_in_a_loop(
-    merged: Parts, q_BKGC, k_PSKC, v_PSKC, tiles: Tiles, position_B, step: int
+    merged: Parts, q_BKGC, copies: TileCopies, tiles: Tiles, length_B, place: int, step: int
 ) -> Parts:
-    """Merges all tiles of one kind, `step` at a time, as many as there are."""
+    """Merges all tiles of one kind, `step` at a time, as many as there are. Their copies begin at
+    `place`."""
     U = tiles.page_UW.shape[0]
     step = min(step, U)
 
@@ -145,7 +214,12 @@ def _add_in_a_loop(
             *(jax.lax.dynamic_slice_in_dim(x, first, step) for x in tiles[:-1]), tiles.count
         )
         row_UR = jnp.where(fresh_U[:, None], some.row_UR, q_BKGC.shape[0] - 1)
-        some = some._replace(row_UR=row_UR)
-        return _add(merged, q_BKGC, k_PSKC, v_PSKC, some, position_B, _tile_parts)
+        k_UKCX, v_UKXC = (jax.lax.dynamic_slice_in_dim(x, place + first, step) for x in copies)
+
+        def look(q_UKMC, seen_UM):
+            visible_UMX = jnp.arange(k_UKCX.shape[-1]) < seen_UM[..., None]
+            return _parts(q_UKMC, visible_UMX, k_UKCX, v_UKXC)
+
+        return _add(merged, q_BKGC, some._replace(row_UR=row_UR), length_B, look)
 
     return jax.lax.fori_loop(0, (tiles.count + step - 1) // step, some_tiles, merged)

@@ -21,12 +21,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spark_jax.cache.kv import copy_pages, init_kv
+from spark_jax.cache.kv import copy_pages, init_copies, init_kv
 from spark_jax.cache.pool import PagePool, Pages
-from spark_jax.cache.tiles import make_tiles
+from spark_jax.cache.tiles import make_tiles, most_tiles, pages_of_tile
 from spark_jax.models.config import ModelConfig
 from spark_jax.ops.gpu_kernels import Backend
-from spark_jax.ops.tile_attention import TileLists
+from spark_jax.ops.tile_attention import TileCopies, TileLists
 from spark_jax.rollout.programs import DecodeRows, decode_chunk, prefill
 from spark_jax.types import UserError
 
@@ -125,6 +125,7 @@ class Engine:
         self.config, self.shape, self.end_of_turn = config, shape, end_of_turn
         self.pool = PagePool(shape.pages, shape.slots)
         self.kv = init_kv(config, shape.pages, shape.slots, cache_dtype, kv_sharding)
+        self._copies = None  # of the pages that decoding looks at; there while paths are alive
         self.stop_table = jnp.asarray(stop_table)
         self.accept = stop_table.shape[0] - 1
         self.temperature = np.float32(1.0)
@@ -155,6 +156,7 @@ class Engine:
             count += 1
         self._copy([(0, 0)])
         jax.block_until_ready(self.kv)
+        self._copies = None
         return count + 1
 
     @property
@@ -182,6 +184,8 @@ class Engine:
         """The path is over: its pages are given up."""
         self._parked.pop(id(pages), None)
         self.pool.free(pages)
+        if not self.pool.used_pages:
+            self._copies = None
 
     def round(self) -> list[Row]:
         """Admits, prefills and decodes one chunk; returns the rows whose response is complete."""
@@ -276,12 +280,15 @@ class Engine:
             for row, length in zip(rows, lengths, strict=True)
             for start in range(row.pages.length, length, GROUP)
         ]
-        G = _bucket(self.shape.group_ladder, len(groups))
         began = time.perf_counter()
-        self._prefill(groups, G)
+        while groups:  # several programs that are full rather than a large one with padding
+            G = max((g for g in self.shape.group_ladder if g <= len(groups)), default=0)
+            G = G or self.shape.group_ladder[0]
+            self._prefill(groups[:G], G)
+            self.stats.prefill_slots += G * GROUP
+            groups = groups[G:]
         self.stats.device_seconds += time.perf_counter() - began
         self.stats.prefill_tokens += sum(counts)
-        self.stats.prefill_slots += G * GROUP
         for row, length in zip(rows, lengths, strict=True):
             row.pages.length = length
 
@@ -339,9 +346,12 @@ class Engine:
             token_B[b], position_B[b] = row.tokens[-1], row.pages.length
             left_B[b], stop_B[b] = row.budget - len(row.response), row.stop
             key_B2[b] = row.key
-        self.kv, out = decode_chunk(
+        if self._copies is None and self.shape.backend == "xla":
+            self._copies = self._room_for_copies()
+        self.kv, self._copies, out = decode_chunk(
             self.params,
             self.kv,
+            self._copies,
             DecodeRows(token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B), tiles),
             self.stop_table,
             self.temperature,
@@ -351,3 +361,8 @@ class Engine:
             backend=self.shape.backend,
         )
         return out
+
+    def _room_for_copies(self) -> tuple[TileCopies, ...]:
+        shape = self.shape
+        tiles = sum(most_tiles(shape.rows, shape.table_pages, shape.slots))
+        return init_copies(self.kv, tiles, pages_of_tile(shape.slots))

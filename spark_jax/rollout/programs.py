@@ -15,7 +15,7 @@ from spark_jax.models.transformer import forward, unembed
 from spark_jax.ops.gpu_kernels import Backend
 from spark_jax.ops.paged_attention import paged_attention, write_pages
 from spark_jax.ops.sampling import sample_tokens
-from spark_jax.ops.tile_attention import TileLists, tile_attention
+from spark_jax.ops.tile_attention import TileCopies, TileLists, copy_tiles, tile_attention
 
 
 class DecodeRows(NamedTuple):
@@ -34,18 +34,6 @@ class Decoded(NamedTuple):
     token_BX: jax.Array  # sampled tokens, -1 where the row was not active any more
     logprob_BX: jax.Array  # float32
     stop_B: jax.Array
-
-
-def _attend_cache(look, slot_N):
-    """An `attend` for the model: writes the new keys and values into their pages, then
-    `look(q_NHC, k_PSKC, v_PSKC)` at the cache."""
-
-    def attend(q_NHC, k_NKC, v_NKC, kv_layer):
-        k_PSKC = write_pages(kv_layer[0], k_NKC, slot_N)
-        v_PSKC = write_pages(kv_layer[1], v_NKC, slot_N)
-        return look(q_NHC, k_PSKC, v_PSKC), (k_PSKC, v_PSKC)
-
-    return attend
 
 
 def _slots(table_BW, position_BT, valid_BT, slots: int):
@@ -79,12 +67,13 @@ def prefill(
     position_GT = jnp.where(valid_GT, start_G[:, None] + offset_T, 0)
     slot_N = _slots(table_GW, position_GT, valid_GT, slots)
 
-    def look(q_NHC, k_PSKC, v_PSKC):
+    def attend(q_NHC, k_NKC, v_NKC, kv_layer):
+        k_PSKC = write_pages(kv_layer[0], k_NKC, slot_N)
+        v_PSKC = write_pages(kv_layer[1], v_NKC, slot_N)
         q_GTHC = q_NHC.reshape(G, T, *q_NHC.shape[1:])
         out_GTHC, _ = paged_attention(q_GTHC, k_PSKC, v_PSKC, table_GW, position_GT, backend)
-        return out_GTHC.reshape(q_NHC.shape)
+        return out_GTHC.reshape(q_NHC.shape), (k_PSKC, v_PSKC)
 
-    attend = _attend_cache(look, slot_N)
     _, kv = forward(params, config, token_GT.reshape(-1), position_GT.reshape(-1), attend, kv)
     return kv
 
@@ -92,11 +81,12 @@ def prefill(
 @functools.partial(
     jax.jit,
     static_argnames=("config", "chunk", "end_of_turn", "backend"),
-    donate_argnames=("kv",),
+    donate_argnames=("kv", "copies"),
 )
 def decode_chunk(
     params,
     kv: Kv,
+    copies: tuple[TileCopies, ...] | None,
     rows: DecodeRows,
     stop_table_QV,
     temperature,
@@ -105,32 +95,49 @@ def decode_chunk(
     chunk: int,
     end_of_turn: int,
     backend: Backend = "xla",
-) -> tuple[Kv, Decoded]:
+) -> tuple[Kv, tuple[TileCopies, ...] | None, Decoded]:
     """Samples up to `chunk` tokens per row without a look from the host.
 
     A row ends at the token that completes a stop pattern, at the end-of-turn token, or when its
-    allowance is used up; the loop ends early when every row has ended.
+    allowance is used up. From a quarter of the chunk on, the loop ends early when an eighth of the
+    rows have ended: others can have their places, and every row a look at its environment.
+
+    The cache is read before the loop and written after it, not in it: the loop looks at `copies`
+    (with `xla`, one per layer, made here; what they held before means nothing) and at the tokens
+    of this chunk, which it carries.
     """
     B = rows.token_B.shape[0]
     slots = kv[0][0].shape[1]
     accept = stop_table_QV.shape[0] - 1
+    begin_B = rows.position_B
+    if backend == "xla":
+        layers = zip(copies, kv, strict=True)
+        copies = tuple(copy_tiles(layer, *pages, rows.tiles) for layer, pages in layers)
+    sources = copies if backend == "xla" else kv
+
+    started = jnp.sum(rows.left_B > 0)
 
     def running(carry):
         i, _, rows, _ = carry
-        return (i < chunk) & jnp.any(rows.left_B > 0)
+        active = jnp.sum(rows.left_B > 0)
+        enough = (i >= chunk // 4) & (8 * (started - active) >= B)
+        return (i < chunk) & (active > 0) & ~enough
 
     def step(carry):
-        i, kv, rows, out = carry
+        i, recent, rows, out = carry
         active_B = rows.left_B > 0
-        position_BT = rows.position_B[:, None]
-        slot_N = _slots(rows.table_BW, position_BT, active_B[:, None], slots)
 
-        def look(q_BHC, k_PSKC, v_PSKC):
-            out_BHC, _ = tile_attention(q_BHC, k_PSKC, v_PSKC, rows.tiles, rows.position_B, backend)
-            return out_BHC
+        def attend(q_BHC, k_BKC, v_BKC, layer):
+            (k_BKXC, v_BKXC), source = layer
+            k_BKXC = k_BKXC.at[:, :, i].set(k_BKC.astype(k_BKXC.dtype))
+            v_BKXC = v_BKXC.at[:, :, i].set(v_BKC.astype(v_BKXC.dtype))
+            out_BHC, _ = tile_attention(
+                q_BHC, source, rows.tiles, begin_B, (k_BKXC, v_BKXC, i + 1), backend
+            )
+            return out_BHC, (k_BKXC, v_BKXC)
 
-        attend = _attend_cache(look, slot_N)
-        hidden_BD, kv = forward(params, config, rows.token_B, rows.position_B, attend, kv)
+        layers = tuple(zip(recent, sources, strict=True))
+        hidden_BD, recent = forward(params, config, rows.token_B, rows.position_B, attend, layers)
         logits_BV = unembed(params, config, hidden_BD)
         token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)
         stop_B = jnp.where(active_B, stop_table_QV[rows.stop_B, token_B], rows.stop_B)
@@ -146,10 +153,22 @@ def decode_chunk(
             left_B=jnp.where(active_B & ended_B, 0, rows.left_B - active_B),
             stop_B=stop_B,
         )
-        return i + 1, kv, rows, out
+        return i + 1, recent, rows, out
 
     out = Decoded(
         jnp.full((B, chunk), -1, jnp.int32), jnp.zeros((B, chunk), jnp.float32), rows.stop_B
     )
-    _, kv, _, out = jax.lax.while_loop(running, step, (0, kv, rows, out))
-    return kv, out
+    nothing = jnp.zeros((B, config.kv_heads, chunk, config.head_dim), kv[0][0].dtype)
+    recent = ((nothing, nothing),) * config.layers
+    _, recent, rows, out = jax.lax.while_loop(running, step, (0, recent, rows, out))
+
+    offset_X = jnp.arange(chunk)
+    position_BX = begin_B[:, None] + offset_X
+    valid_BX = position_BX < rows.position_B[:, None]
+    slot_N = _slots(rows.table_BW, position_BX, valid_BX, slots)
+
+    def written(pages_PSKC, new_BKXC):
+        new_NKC = new_BKXC.swapaxes(1, 2).reshape(-1, config.kv_heads, config.head_dim)
+        return write_pages(pages_PSKC, new_NKC, slot_N)
+
+    return jax.tree.map(written, kv, recent), copies, out
