@@ -84,7 +84,7 @@ class Node:
     outcome: Outcome | None = None  # leaves only
     advantage: float | None = None  # filled in by the learner, for the record
     tag: str = ""  # kind of reasoning of a well-formed response; "": the format is bad
-    surprise: float = 0.0  # mean -log p of the reasoning's tokens, nats a token
+    surprise: float = 0.0  # mean -log p of the reasoning's tokens, nats; where a signal needs it
 
 
 @dataclasses.dataclass

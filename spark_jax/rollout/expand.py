@@ -33,6 +33,7 @@ class TreeRule:
     signal: Signal
     fork_at: str = "next_step"  # or "same_step": keep the reasoning, resample the action
     tags: tuple[Kind, ...] = THINKING  # kinds of reasoning that a response may begin with
+    surprise: bool = False  # the signal looks at `Node.surprise`, which is 0 otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,8 +246,9 @@ class _Grower:
             response=growing.dialogue.text(row.response), action=parsed.action,
             spark=parsed.kind == "explore" and not path.head, score=path.score,
             tag=parsed.kind if parsed.well_formed else "",
-            surprise=growing.dialogue.surprise(row.response, row.logprobs),
         )  # fmt: skip
+        if self.rule.surprise:
+            node.surprise = growing.dialogue.surprise(row.response, row.logprobs)
         growing.nodes[path.indices] = node
         if self._splits_here(path, parsed):
             self._after_reasoning(growing, path, node)

@@ -22,7 +22,7 @@ from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
 from spark_jax.rollout.engine import Engine, EngineShape
 from spark_jax.rollout.expand import Limits, TreeRule
-from spark_jax.rollout.signals import ForkCounts, make_signal, never
+from spark_jax.rollout.signals import USES_SURPRISE, ForkCounts, make_signal, never
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import UserError
 
@@ -109,7 +109,10 @@ def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
     tree = config.tree
     signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
     tags = METAREASONING if config.algo.name == "rlvmr" else THINKING
-    return TreeRule(tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, tags)
+    return TreeRule(
+        tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, tags,
+        surprise=tree.signal in USES_SURPRISE,
+    )  # fmt: skip
 
 
 EPISODE = TreeRule(leaves=1, roots=1, branch=1, signal_name="never", signal=never)
