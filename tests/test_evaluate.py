@@ -87,6 +87,20 @@ def test_the_leaves_of_a_tree_vote(trained):
     assert total[1] > 1.5 * total[0]
 
 
+def test_only_what_matters_starts_an_evaluation_over(trained):
+    """The shape of trees matters to a vote alone."""
+    arguments = [str(trained), "--splits=L0", "--episodes=2", "--config=configs/toy.py", *OVERRIDES]
+    old = trained / "evaluations" / "plain.old0.jsonl"
+    main([*arguments, "--name=plain"])
+    main([*arguments, "--name=plain", "--config.tree.branch=3", "--config.tree.signal=explore"])
+    assert not old.exists()
+    main([*arguments, "--name=plain", "--config.tree.fork_at=same_step"])
+    assert old.exists()
+    main([*arguments, "--name=fork", "--fork"])
+    main([*arguments, "--name=fork", "--fork", "--config.tree.branch=3"])
+    assert (trained / "evaluations" / "fork.old0.jsonl").exists()
+
+
 def test_the_training_data_is_known(trained):
     seen = seen_tasks(trained)
     assert len([t for t in seen if t.split == "train"]) == len(seen) >= 12

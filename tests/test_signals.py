@@ -68,7 +68,7 @@ def test_surprise_is_measured_only_where_the_signal_looks_at_it(monkeypatch):
     for name in ("explore", "random"):
         rule = TreeRule(8, 2, 2, name, make_signal(name, 0.5))
         grow_trees(
-            [TASK], engine, InstantEnvironments(), [DIALOGUE], rule, LIMITS, (0, "rl", 0)
+            [TASK], engine, InstantEnvironments(), [DIALOGUE], [rule], LIMITS, (0, "rl", 0)
         )  # fmt: skip
     with pytest.raises(AssertionError, match="nobody asked"):
         grow("entropy", 0)
@@ -88,8 +88,8 @@ def grow(name, seed, latency=0, tasks=1, counts=None, explore_rate=0.3):
     rule = TreeRule(8, 2, 2, name, make_signal(name, 0.0, 0.1, counts), surprise=True)
     several = [dataclasses.replace(TASK, variation=i) for i in range(tasks)]
     return grow_trees(
-        several, engine, InstantEnvironments(latency=latency), [DIALOGUE] * tasks, rule, LIMITS,
-        (seed, "rl", 0), latency == 0,
+        several, engine, InstantEnvironments(latency=latency), [DIALOGUE] * tasks, [rule] * tasks,
+        LIMITS, (seed, "rl", 0), latency == 0,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from spark_jax.envs.response import METAREASONING, THINKING
+from spark_jax.envs.response import METAREASONING, THINKING, Kind
 from spark_jax.learn.loss import KL_ESTIMATORS, policy_loss, sft_loss
 from spark_jax.learn.optimisers import OPTIMISERS
 from spark_jax.learn.step import Steps, make_steps
@@ -108,14 +109,26 @@ def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
     None: nothing is known of its sources yet."""
     tree = config.tree
     signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
-    tags = METAREASONING if config.algo.name == "rlvmr" else THINKING
     return TreeRule(
-        tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, tags,
-        surprise=tree.signal in USES_SURPRISE,
+        tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, _tags(config),
+        reinvest=tree.reinvest, surprise=tree.signal in USES_SURPRISE,
     )  # fmt: skip
 
 
-EPISODE = TreeRule(leaves=1, roots=1, branch=1, signal_name="never", signal=never)
+def episode_rule(config: ConfigDict) -> TreeRule:
+    """A single path: where `tree.fork_at=same_step` makes the sampler stop after an <explore>, it
+    has to go on from there too."""
+    return TreeRule(1, 1, 1, "never", never, config.tree.fork_at, _tags(config))
+
+
+def voting_rule(config: ConfigDict) -> TreeRule:
+    """The trees of forking at test time: those of the training, as far as they look at no reward
+    and at nothing that a training has counted."""
+    return dataclasses.replace(tree_rule(config, None), reinvest=False)
+
+
+def _tags(config: ConfigDict) -> tuple[Kind, ...]:
+    return METAREASONING if config.algo.name == "rlvmr" else THINKING
 
 
 def limits(config: ConfigDict) -> Limits:

@@ -97,6 +97,12 @@ def check_config(config: ConfigDict) -> None:
             f"config.algo.name={config.algo.name} samples separate episodes, so config.tree.roots "
             f"({tree.roots}) has to equal config.tree.leaves ({tree.leaves})."
         )
+    for key in ("tree.reinvest", "tree.adapt"):
+        if config.algo.name in SEPARATE_EPISODES and values[key]:
+            raise UserError(
+                f"config.{key} changes the shape of trees, but config.algo.name="
+                f"{config.algo.name} samples separate episodes; leave it at False."
+            )
     if config.algo.name == "react":
         _check_prompted(config)
     if config.sft.dialogues and config.sft.from_run:
