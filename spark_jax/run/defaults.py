@@ -48,6 +48,7 @@ def base_config() -> ConfigDict:
     config.algo = ConfigDict()
     config.algo.name = "spark"  # grpo, gigpo, rlvmr: separate episodes; eto; sft; react: prompting
     config.algo.advantage = "leaf_group"  # see CHOICES; formulas in learn/advantage.py
+    config.algo.similarity = 1.0  # advantage=gigpo: of observations that are one state; 1: equal
     config.algo.leaf_weight = "uniform"  # uniform (the paper) or path (product of 1/b_eff)
     config.algo.token_mean = "step"  # step: over all tokens of the optimiser step; leaf: per leaf
     config.algo.invalid_penalty = 0.0  # subtracted from the advantage of an invalid step's tokens

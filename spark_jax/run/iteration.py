@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.tasks import tasks_of_iteration
-from spark_jax.learn.advantage import ADVANTAGES, LEAF_WEIGHTS
+from spark_jax.learn.advantage import LEAF_WEIGHTS, make_advantage
 from spark_jax.learn.credit import normaliser, record_advantages, segment_weights
 from spark_jax.learn.pack import PackedBatch, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
@@ -117,12 +117,13 @@ def learn(
     """
     start = time.perf_counter()
     weight = LEAF_WEIGHTS[config.algo.leaf_weight]
+    advantage = make_advantage(config.algo.advantage, config.algo.similarity)
     items = []
     for tree in trees:
         weights_L = weight(tree)
         credit = segment_weights(
             tree,
-            ADVANTAGES[config.algo.advantage](tree, weights_L),
+            advantage(tree, weights_L),
             weights_L,
             config.algo.invalid_penalty,
             per_leaf=config.algo.token_mean == "leaf",
