@@ -148,6 +148,15 @@ def test_the_leftover_goes_where_the_rule_says():
         assert {n.id: n.reinvested for n in tree.nodes if n.reinvested} == wanted
 
 
+def test_a_late_root_is_the_root_it_would_have_been():
+    """Keys come from identity: when a leaf was given does not change what it samples."""
+    for seed in range(20):
+        (late,) = grow(rule_of(6, 2, signal=never, reinvest=True), seed)
+        (early,) = grow(rule_of(6, 6, signal=never), seed)
+        assert [n.response for n in late.nodes] == [n.response for n in early.nodes]
+        assert late.nodes[0].reinvested == 4
+
+
 def test_openness_by_hand():
     assert openness(Place((), 0, 0)) == Fraction(1, 4)
     assert openness(Place((), 0, 1)) == openness(Place((), 1, 1)) == Fraction(2, 9)

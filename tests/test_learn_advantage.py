@@ -231,7 +231,7 @@ def test_similar_states_by_hand(similarity, groups):
 
 def test_many_equal_words_are_no_junk():
     """difflib ignores what is frequent in a long sequence unless it is told not to."""
-    one, other = ["wall " * 300 + name for name in ("north", "south")]
+    one, other = [f"{name} {'wall ' * 300}{name}" for name in ("north", "south")]
     assert advantage.groups_of_similar([one, other], 0.99) == {one: one, other: one}
 
 
