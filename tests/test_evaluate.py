@@ -90,15 +90,15 @@ def test_the_leaves_of_a_tree_vote(trained):
 def test_only_what_matters_starts_an_evaluation_over(trained):
     """The shape of trees matters to a vote alone."""
     arguments = [str(trained), "--splits=L0", "--episodes=2", "--config=configs/toy.py", *OVERRIDES]
-    old = trained / "evaluations" / "plain.old0.jsonl"
-    main([*arguments, "--name=plain"])
-    main([*arguments, "--name=plain", "--config.tree.branch=3", "--config.tree.signal=explore"])
-    assert not old.exists()
-    main([*arguments, "--name=plain", "--config.tree.fork_at=same_step"])
-    assert old.exists()
-    main([*arguments, "--name=fork", "--fork"])
-    main([*arguments, "--name=fork", "--fork", "--config.tree.branch=3"])
-    assert (trained / "evaluations" / "fork.old0.jsonl").exists()
+    for name, options, starts_over in [
+        ("plain", [], False),
+        ("plain", ["--config.tree.branch=3", "--config.tree.signal=explore"], False),
+        ("plain", ["--config.tree.fork_at=same_step"], True),
+        ("forked", ["--fork"], False),
+        ("forked", ["--fork", "--config.tree.branch=3"], True),
+    ]:
+        main([*arguments, f"--name={name}", *options])
+        assert (trained / "evaluations" / f"{name}.old0.jsonl").exists() == starts_over
 
 
 def test_the_training_data_is_known(trained):

@@ -8,9 +8,12 @@ from fractions import Fraction
 import pytest
 from scripted import DIALOGUE, TASK, InstantEnvironments, PastStep, ScriptedEngine
 
+from spark_jax.envs.pool import EnvPool
+from spark_jax.envs.toy import COLOURS, ToyEnvironment, toy_tasks
 from spark_jax.rollout.budget import Budget, effective_branch
 from spark_jax.rollout.dialogue import NO_ACTION
 from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
+from spark_jax.rollout.identity import host_random
 from spark_jax.rollout.reinvest import Place, openness, share_out
 from spark_jax.rollout.signals import always, explore, make_signal, never
 from spark_jax.run.config import load_config
@@ -42,6 +45,13 @@ def rule_of(leaves=8, roots=4, branch=2, signal=explore, fork_at="next_step", re
 
 
 def check(tree, rule):
+    """Every invariant of a tree that was grown with InstantEnvironments."""
+    check_shape(tree, rule)
+    for leaf in tree.leaf_ids():
+        check_path(tree, leaf)
+
+
+def check_shape(tree, rule):
     """Every invariant of a tree that can be read off the tree alone."""
     children = tree.children()
     leaves = tree.leaf_ids()
@@ -68,8 +78,6 @@ def check(tree, rule):
             assert node.spark or rule.signal is not explore
         if rule.fork_at == "same_step" and len(kids) == 1 and tree.nodes[kids[0]].done:
             assert node.action or node.requested == 1, "a step that ends its path asks for nothing"
-    for i in leaves:
-        check_path(tree, i)
 
 
 def check_path(tree, leaf):
@@ -155,6 +163,47 @@ def test_a_late_root_is_the_root_it_would_have_been():
         (early,) = grow(rule_of(6, 6, signal=never), seed)
         assert [n.response for n in late.nodes] == [n.response for n in early.nodes]
         assert late.nodes[0].reinvested == 4
+
+
+class Guesser(ScriptedEngine):
+    """Guesses doors, and doubts now and then."""
+
+    def script(self, row):
+        draw = host_random(row.key.tolist())
+        tag = "explore" if draw.random() < self.explore_rate else "think"
+        return list(f"<{tag}>?</{tag}><action>open {draw.choice(COLOURS[:3])}</action>".encode())
+
+
+def test_late_leaves_play_on_from_the_state_of_their_node():
+    """In real environments, be there one or several; nothing else is alive any more by then."""
+    rule = rule_of(12, 2, branch=2, reinvest=True)
+    tasks, grown, deep = toy_tasks(4, 3, count=30), [], 0
+    for workers in (1, 3):
+        with EnvPool(ToyEnvironment, workers) as pool:
+            grown.append(
+                grow_trees(
+                    tasks,
+                    Guesser(0.3, workers),
+                    pool,
+                    [DIALOGUE] * 30,
+                    [rule] * 30,
+                    LIMITS,
+                    (0, "rl", 0),
+                )  # fmt: skip
+            )
+            assert pool.stats["replay_steps"] > 0 and pool.stats["replay_mismatches"] == 0
+    assert grown[0] == grown[1]
+    for tree in grown[0]:
+        check_shape(tree, rule)
+        assert len(tree.leaf_ids()) == 12
+        deep += sum(node.reinvested for node in tree.nodes if node.step > 1)
+        for leaf in tree.leaf_ids():
+            environment = ToyEnvironment()
+            environment.start(tree.task)
+            for i in tree.path(leaf)[1:]:
+                node = tree.nodes[i]
+                assert environment.step(node.action).observation == node.observation
+    assert deep > 10
 
 
 def test_openness_by_hand():

@@ -69,33 +69,21 @@ def test_reliabilities_survive_a_crash(tmp_path, monkeypatch):
         assert a == b
 
 
-def test_budget_rules_survive_a_crash_and_a_pool_that_is_short(tmp_path, monkeypatch):
-    """Reinvested leaves fork at past nodes: from pages that were kept, or made again."""
+def test_budget_rules_survive_a_crash(tmp_path, monkeypatch):
     settings = ["tree.reinvest=True", "tree.adapt=True", "tree.roots=2", "tree.leaves=6", *QUICK]
-    settings += ["env.tasks=doors-2x3,doors-1x2", "checkpoint.every=2", "rl.iterations=4"]
+    settings += ["checkpoint.every=2", "rl.iterations=4"]
     play(tmp_path / "whole", *settings)
     lines = rl_lines(tmp_path / "whole")
     assert [row["rollout/budget_used"] for row in lines] == [1.0] * 4
     assert sum(row["rollout/reinvested"] for row in lines) > 4
-    seen = {key: {row[key] for row in lines if key in row} for row in lines for key in row}
-    assert any(len(seen[f"rollout/branch_doors-{size}"]) > 1 for size in ("1x2", "2x3"))
+    branches = [row["rollout/branch_doors-2x3"] for row in lines]
+    assert branches[0] == 2 and len(set(branches)) > 1
     trees = [read_trees(tree_path(tmp_path / "whole", i)) for i in range(4)]
-    shapes = {(tree["roots"], tree["branch"]) for some in trees for tree in some}
-    assert (
-        len(shapes) > 1 and sum(n["reinvested"] for s in trees for t in s for n in t["nodes"]) > 4
-    )
+    assert [{tree["branch"] for tree in some} for some in trees] == [{b} for b in branches]
 
     killed_and_resumed(tmp_path / "killed", monkeypatch, settings, at=4)
     assert rl_lines(tmp_path / "killed") == lines
     assert [read_trees(tree_path(tmp_path / "killed", i)) for i in range(4)] == trees
-
-    play(tmp_path / "short", *settings, "rollout.pages=26", "rl.iterations=1")
-    assert rl_lines(tmp_path / "short")[0]["rollout/evictions"] > 0
-    assert texts(read_trees(tree_path(tmp_path / "short", 0))) == texts(trees[0])
-
-
-def texts(trees):
-    return [[(n["response"], n["reinvested"]) for n in tree["nodes"]] for tree in trees]
 
 
 SEPARATE = ["tree.leaves=4", "tree.roots=4", "tree.signal=never", *QUICK]

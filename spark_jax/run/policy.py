@@ -105,13 +105,18 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
 
 
 def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
-    """Shape of the training trees. `counts`: for `tree.signal=calibrated`;
-    None: nothing is known of its sources yet."""
+    """Shape of the training trees. `counts`: for `tree.signal=calibrated`."""
+    return dataclasses.replace(voting_rule(config, counts), reinvest=config.tree.reinvest)
+
+
+def voting_rule(config: ConfigDict, counts: ForkCounts | None = None) -> TreeRule:
+    """The trees of forking at test time: those of the training, but no reward is looked at, and
+    nothing has been counted."""
     tree = config.tree
     signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
     return TreeRule(
         tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, _tags(config),
-        reinvest=tree.reinvest, surprise=tree.signal in USES_SURPRISE,
+        surprise=tree.signal in USES_SURPRISE,
     )  # fmt: skip
 
 
@@ -119,12 +124,6 @@ def episode_rule(config: ConfigDict) -> TreeRule:
     """A single path: where `tree.fork_at=same_step` makes the sampler stop after an <explore>, it
     has to go on from there too."""
     return TreeRule(1, 1, 1, "never", never, config.tree.fork_at, _tags(config))
-
-
-def voting_rule(config: ConfigDict) -> TreeRule:
-    """The trees of forking at test time: those of the training, as far as they look at no reward
-    and at nothing that a training has counted."""
-    return dataclasses.replace(tree_rule(config, None), reinvest=False)
 
 
 def _tags(config: ConfigDict) -> tuple[Kind, ...]:
