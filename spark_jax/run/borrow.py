@@ -22,7 +22,6 @@ _EVALUATED_BY = (
     "env.",
     "model.",
     "rollout.",
-    "tree.fork_at",
     "eval.temperature",
     "eval.splits",
     "eval.episodes",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +20,6 @@ from ml_collections import ConfigDict
 from spark_jax.envs.pool import EnvPool, default_workers
 from spark_jax.envs.tasks import panel, seen, unseen
 from spark_jax.models.config import parameter_count
-from spark_jax.rollout.adapt import count_successes
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.reliability import count_forks, reliabilities
@@ -34,12 +34,10 @@ from spark_jax.run.evalfile import (
     read_evaluations,
 )
 from spark_jax.run.evaluation import play_panel
-from spark_jax.run.examples import warm_up_examples
 from spark_jax.run.iteration import learn, rollout
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.policy import (
     Policy,
-    episode_rule,
     limits,
     load_policy,
     make_engine,
@@ -71,7 +69,6 @@ class State:
     panels: list[float] = dataclasses.field(default_factory=list)  # L0 success by epoch
     evaluated: list[str] = dataclasses.field(default_factory=list)
     forks: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # rollout/reliability.py
-    rates: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # rollout/adapt.py
 
 
 class Run(NamedTuple):
@@ -156,6 +153,40 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Example]:
+    """The warm-up dialogues, made once per work folder: paths of our own experts, those of another
+    run, or those of a file."""
+    path = workdir / "warmup.jsonl"
+    if path.is_file():
+        return warmup.load_examples(path)
+    if config.sft.from_run:
+        borrow.check_tags(config)
+        return borrow.dialogues(config.sft.from_run, workdir)
+    if not config.sft.trajectories:
+        return []
+    count = config.sft.trajectories
+    if config.sft.dialogues:
+        examples = warmup.given_examples(Path(config.sft.dialogues), world, count)
+        warmup.save_examples(path, examples)
+        return examples
+    with Progress("expert paths", count, "path") as progress:
+        done = 0
+
+        def on_done(i: int, total: int) -> None:
+            """A task that was drawn twice is played once, so `total` may be below `count`."""
+            nonlocal done
+            now = count * i // total
+            if i == total or now - done >= max(1, count // 10):
+                progress.advance(now - done)
+                done = now
+
+        workers = min(os.cpu_count() or 1, default_workers())
+        cache = Path.home() / ".cache" / "spark_jax" / "gold"
+        examples = warmup.expert_examples(world, count, config.seed, workers, cache, on_done)
+    warmup.save_examples(path, examples)
+    return examples
+
+
 def _restore(
     config: ConfigDict, policy: Policy, checkpoints: Checkpoints
 ) -> tuple[State, Any, Any]:
@@ -192,7 +223,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
     shape, trees, vary = _sft_data(this, examples)
     epochs = config.sft.epochs if trees else 0
     with Progress("warm-up", epochs, "epoch", done=state.epoch) as progress:
-        while state.epoch < epochs and not warmup.stopped_rising(state.panels, config.sft.patience):
+        while state.epoch < epochs and not _stopped_rising(state.panels, config.sft.patience):
             start, compiled = time.perf_counter(), compilations()
 
             def rate(done: float) -> float:
@@ -278,6 +309,13 @@ def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Ca
     return shape, trees, vary
 
 
+def _stopped_rising(panels: list[float], patience: int) -> bool:
+    """No panel of the last `patience` is better than the best one before them."""
+    if not patience or len(panels) <= patience:
+        return False
+    return max(panels[-patience:]) <= max(panels[:-patience])
+
+
 def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
     """RL: rollout, update, metrics, trees, checkpoint; `rl.iterations` times."""
     config, state = this.config, this.state
@@ -310,7 +348,6 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
             trees, values = rollout(
                 config, state.iteration, train, params, this.engine,
                 this.environments, this.dialogue, swap_for, on_tree, state.forks,
-                state.rates,
             )  # fmt: skip
             learner = functools.partial(learn_pairs, experts=experts) if pairs else learn
             params, opt_state, learned = learner(
@@ -321,8 +358,6 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
             if config.tree.signal == "calibrated":
                 state.forks = count_forks(state.forks, trees, config.tree.signal_rise)
                 values |= reliabilities(state.forks)
-            if config.tree.adapt:
-                state.rates = count_successes(state.rates, trees)
             values["time/compilations"] = compilations() - compiled
             write_trees(this.workdir, state.iteration, trees)
             state.iteration += 1
@@ -351,9 +386,8 @@ def _play(this: Run, split: str, episodes: int, params: Any, on_episode=None):
     tasks = this.world.splits[split]
     chosen = panel(tasks, episodes or len(tasks), 0)  # one panel for all seeds
     return play_panel(
-        chosen, params, this.engine, this.environments, this.dialogue,
-        episode_rule(config), limits(config), config.seed, config.eval.temperature,
-        config.rollout.deterministic, on_episode,
+        chosen, params, this.engine, this.environments, this.dialogue, limits(config),
+        config.seed, config.eval.temperature, config.rollout.deterministic, on_episode,
     )  # fmt: skip
 
 
