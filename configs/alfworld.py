@@ -33,9 +33,9 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         config.sft.panel_every = 5
         config.rl.iterations = 6
         config.rl.tasks_per_iteration = 8
-        # The expert's paths have 500 tokens, the longest 1,100; its responses at most 42.
+        # The expert's paths have 490 tokens, the longest 1,070; its responses at most 40.
         config.rollout.response_tokens = 56
         config.rollout.path_tokens = 1280
         config.train.row_tokens = 1280
-        config.train.row_targets = 960  # 20 responses of a path
+        config.train.row_targets = 1120  # 20 responses of a path
     return config

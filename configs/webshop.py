@@ -31,7 +31,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         config.sft.panel_every = 4
         config.rl.iterations = 6
         config.rl.tasks_per_iteration = 8
-        config.rollout.response_tokens = 80  # the shopper's at most 66
+        config.rollout.response_tokens = 80  # the shopper's at most 58
         config.rollout.path_tokens = 2048
         config.train.row_tokens = 2048
+        config.train.row_targets = 1200  # 15 responses of a path
     return config
