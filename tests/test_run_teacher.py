@@ -16,7 +16,7 @@ from spark_jax.envs.toy import rooms, solution, toy_tasks  # noqa: E402
 from spark_jax.run.command_line import exit_code  # noqa: E402
 from spark_jax.run.completion import Completion, TooLong  # noqa: E402
 from spark_jax.run.config import load_config  # noqa: E402
-from spark_jax.run.loop import warm_up_examples  # noqa: E402
+from spark_jax.run.examples import warm_up_examples  # noqa: E402
 from spark_jax.run.teacher import SYSTEM, annotate_path, question, read_thought  # noqa: E402
 from spark_jax.run.warmup import expert_examples, given_examples, load_examples  # noqa: E402
 from spark_jax.run.worlds import make_world  # noqa: E402

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from spark_jax.run.evalfile import (
     read_evaluations,
 )
 from spark_jax.run.evaluation import play_panel
+from spark_jax.run.examples import warm_up_examples
 from spark_jax.run.iteration import learn, rollout
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.policy import (
@@ -153,40 +153,6 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[warmup.Example]:
-    """The warm-up dialogues, made once per work folder: paths of our own experts, those of another
-    run, or those of a file."""
-    path = workdir / "warmup.jsonl"
-    if path.is_file():
-        return warmup.load_examples(path)
-    if config.sft.from_run:
-        borrow.check_tags(config)
-        return borrow.dialogues(config.sft.from_run, workdir)
-    if not config.sft.trajectories:
-        return []
-    count = config.sft.trajectories
-    if config.sft.dialogues:
-        examples = warmup.given_examples(Path(config.sft.dialogues), world, count)
-        warmup.save_examples(path, examples)
-        return examples
-    with Progress("expert paths", count, "path") as progress:
-        done = 0
-
-        def on_done(i: int, total: int) -> None:
-            """A task that was drawn twice is played once, so `total` may be below `count`."""
-            nonlocal done
-            now = count * i // total
-            if i == total or now - done >= max(1, count // 10):
-                progress.advance(now - done)
-                done = now
-
-        workers = min(os.cpu_count() or 1, default_workers())
-        cache = Path.home() / ".cache" / "spark_jax" / "gold"
-        examples = warmup.expert_examples(world, count, config.seed, workers, cache, on_done)
-    warmup.save_examples(path, examples)
-    return examples
-
-
 def _restore(
     config: ConfigDict, policy: Policy, checkpoints: Checkpoints
 ) -> tuple[State, Any, Any]:
@@ -223,7 +189,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
     shape, trees, vary = _sft_data(this, examples)
     epochs = config.sft.epochs if trees else 0
     with Progress("warm-up", epochs, "epoch", done=state.epoch) as progress:
-        while state.epoch < epochs and not _stopped_rising(state.panels, config.sft.patience):
+        while state.epoch < epochs and not warmup.stopped_rising(state.panels, config.sft.patience):
             start, compiled = time.perf_counter(), compilations()
 
             def rate(done: float) -> float:
@@ -307,13 +273,6 @@ def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Ca
     trees = warmup.dialogue_trees(examples, this.policy, train.row_tokens)
     vary = warmup.variation(trees, this.policy, sft.rename, this.world)
     return shape, trees, vary
-
-
-def _stopped_rising(panels: list[float], patience: int) -> bool:
-    """No panel of the last `patience` is better than the best one before them."""
-    if not patience or len(panels) <= patience:
-        return False
-    return max(panels[-patience:]) <= max(panels[:-patience])
 
 
 def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:

@@ -163,6 +163,13 @@ def cosine(peak: float, end: float, done: float) -> float:
     return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.05) / 0.95)))
 
 
+def stopped_rising(panels: list[float], patience: int) -> bool:
+    """No panel of the last `patience` is better than the best one before them."""
+    if not patience or len(panels) <= patience:
+        return False
+    return max(panels[-patience:]) <= max(panels[:-patience])
+
+
 def sft_epoch(
     steps: Steps,
     params: Any,
