@@ -5,10 +5,8 @@
       --config.env.data_dir=official
 
 Without `env.data_dir` the games are the embedded ones: 600 train, 144 L0, 144 L1, in rooms of our
-own. Presets:
-  tiny      a small model trained from scratch: no download, no GPU.
-  nano      smaller still, for tests: it runs in seconds and learns next to nothing.
-  smollm2, qwen1.5b, qwen7b   as in configs/scienceworld.py.
+own.
+Presets: those of configs/scienceworld.py (tiny, nano, smollm2, qwen1.5b, qwen7b).
 """
 
 import pathlib

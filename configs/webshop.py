@@ -4,10 +4,8 @@
     python -m spark_jax.main --config=configs/webshop.py:qwen1.5b --workdir=runs/webshop-qwen \\
       --config.env.data_dir=/data/webshop
 
-Without `env.data_dir` the shop is the embedded one: 300 generated products, 1,251 goals. Presets:
-  tiny      a small model trained from scratch: no download, no GPU.
-  nano      smaller still, for tests: it runs in seconds and learns next to nothing.
-  smollm2, qwen1.5b, qwen7b   as in configs/scienceworld.py.
+Without `env.data_dir` the shop is the embedded one: 300 generated products, 1,251 goals.
+Presets: those of configs/scienceworld.py (tiny, nano, smollm2, qwen1.5b, qwen7b).
 """
 
 import pathlib
