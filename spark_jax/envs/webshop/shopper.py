@@ -77,8 +77,7 @@ def read_wish(instruction: str) -> Wish:
 def shop(env: WebShopEnvironment, task: Task) -> Trajectory:
     """Plays `task` to its end."""
     start = env.start(task)
-    wish = read_wish(start.goal)
-    visit = _Visit(env, wish, start.goal)
+    visit = _Visit(env, start.goal)
     visit.play()
     return Trajectory(task, start, tuple(visit.steps), visit.score)
 
@@ -86,8 +85,8 @@ def shop(env: WebShopEnvironment, task: Task) -> Trajectory:
 class _Visit:
     """One episode."""
 
-    def __init__(self, env: WebShopEnvironment, wish: Wish, goal: str):
-        self.env, self.wish, self.goal = env, wish, goal.lower()
+    def __init__(self, env: WebShopEnvironment, goal: str):
+        self.env, self.wish, self.goal = env, read_wish(goal), goal.lower()
         self.steps: list[ExpertStep] = []
         self.score = 0.0
         self.seen: list[_Seen] = []
@@ -105,16 +104,16 @@ class _Visit:
         wish = self.wish
         page = self.do(f"search[{wish.words}]", f"{wish.words}: search for it.")
         candidates = rank(read_results(page.observation), wish)
+        price = f" under {wish.limit:.2f}" if wish.limit < float("inf") else ""
         for i, candidate in enumerate(candidates[:MOST_OPENED]):
             others = [f"click[{c.asin}]" for c in candidates[i + 1 : i + 4]]
-            price = f" under {wish.limit:.2f}" if wish.limit < float("inf") else ""
             more = " first" if others else ""
             text = f"{wish.words}{price}: {candidate.brand} may fit; look at it{more}."
             self.do(f"click[{candidate.asin}]", text, others)
             found = self.inspect(candidate)
             self.seen.append(found)
             if not found.missing and not found.lacks and candidate.price <= wish.limit:
-                self.buy()
+                self.buy(found)
                 return
             if i + 1 < min(len(candidates), MOST_OPENED):
                 self.do("click[< prev]", f"{self._points(found)}; go back to the others.")
@@ -125,20 +124,21 @@ class _Visit:
         texts = [candidate.title.lower()]
         options = self.env.clickables()
         lacks = tuple(value for value in self.wish.options if value not in options)
+        seen = _Seen(candidate, self._missing(texts), lacks)
         if not lacks and candidate.price <= self.wish.limit:
             for page in SUB_PAGES[:2]:
-                seen = _Seen(candidate, self._missing(texts), lacks)
                 if not seen.missing:
                     break
                 text = f"{self._points(seen)}; see the {page}."
                 read = self.do(f"click[{page}]", text).observation.lower()
                 texts.append(read.replace(self.goal, ""))  # the full style repeats it on each page
+                seen = seen._replace(missing=self._missing(texts))
                 self.do("click[< prev]", "Read; back to the product.")
-        return _Seen(candidate, self._missing(texts), lacks)
+        return seen
 
-    def buy(self) -> None:
-        """Chooses the options that the product has, and buys."""
-        done = self._points(self.seen[-1])
+    def buy(self, seen: _Seen) -> None:
+        """Chooses the options that the open product has, and buys."""
+        done = self._points(seen)
         for value in self.wish.options:
             if value in self.env.clickables():
                 self.do(f"click[{value}]", f"{done}; choose {value}.")
@@ -158,8 +158,7 @@ class _Visit:
             points = self._points(self.seen[-1])
             self.do("click[< prev]", f"{points}; none fits; go back to the best of them.")
             self.do(f"click[{best.candidate.asin}]", text)
-            self.seen.append(best)
-        self.buy()
+        self.buy(best)
 
     def _missing(self, texts: Sequence[str]) -> tuple[str, ...]:
         return tuple(a for a in self.wish.attributes if not any(a in text for text in texts))
