@@ -44,7 +44,11 @@ def seen_by_rows(lists, rows, slots):
 
 
 def attend_pages(q, k, v, tiles, length_B, recent=None, backend="xla"):
-    """`tile_attention` with copies that held something else before."""
+    """`tile_attention` with copies that held something else before, and with no tokens outside the
+    pages unless they are given."""
+    if recent is None:
+        nothing = jnp.zeros((q.shape[0], k.shape[2], 1, k.shape[3]), k.dtype)
+        recent = nothing, nothing, 0
     if backend != "xla":
         return tile_attention(q, (k, v), tiles, length_B, recent, backend)
     (_, slots, kv_heads, channels), pages = k.shape, tiles.own.page_UW.shape[1]

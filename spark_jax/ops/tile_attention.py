@@ -97,7 +97,7 @@ def tile_attention(
     source: TileCopies | tuple[jax.Array, jax.Array],
     tiles: TileLists,
     length_B: jax.Array,
-    recent: tuple[jax.Array, jax.Array, jax.Array] | None = None,
+    recent: tuple[jax.Array, jax.Array, jax.Array],
     backend: Backend = "xla",
 ) -> tuple[jax.Array, jax.Array]:
     """One query per row over the first `length_B` tokens of the row's pages, and over `recent`.
@@ -118,14 +118,7 @@ def tile_attention(
     K = source[0].shape[1 if backend == "xla" else 2]
     G = H // K
     q_BKGC = q_BHC.reshape(B, K, G, C) * C**-0.5
-    if recent is None:
-        merged = Parts(
-            jnp.full((B, K, G), LOW, jnp.float32),
-            jnp.zeros((B, K, G), jnp.float32),
-            jnp.zeros((B, K, G, C), jnp.float32),
-        )
-    else:
-        merged = _recent_parts(q_BKGC, *recent)
+    merged = _recent_parts(q_BKGC, *recent)
     # Row B stands for "no row": places of tiles that are not used write there.
     q_BKGC = jnp.pad(q_BKGC, ((0, 1), (0, 0), (0, 0), (0, 0)))
     length_B = jnp.pad(length_B, (0, 1))

@@ -282,8 +282,8 @@ class Engine:
         ]
         began = time.perf_counter()
         while groups:  # several programs that are full rather than a large one with padding
-            G = max((g for g in self.shape.group_ladder if g <= len(groups)), default=0)
-            G = G or self.shape.group_ladder[0]
+            ladder = self.shape.group_ladder
+            G = max((g for g in ladder if g <= len(groups)), default=ladder[0])
             self._prefill(groups[:G], G)
             self.stats.prefill_slots += G * GROUP
             groups = groups[G:]
