@@ -25,6 +25,7 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from spark_jax.envs.keep import cache_folder  # noqa: E402
 from spark_jax.envs.trajectory import ExpertStep, Trajectory  # noqa: E402
 from spark_jax.types import Start, Task  # noqa: E402
 
@@ -95,8 +96,7 @@ def scienceworld(paths: int, episodes: int) -> list[Row]:
     from spark_jax.envs.tasks import by_type, distinct_tasks
 
     tasks = distinct_tasks(by_type(split_tasks("default", "held_out", "train")), paths, 0)
-    cache = pathlib.Path.home() / ".cache" / "spark_jax" / "gold"
-    gold = expert.gold_paths(tasks, 1, cache, lambda done, total: None, "full")
+    gold = expert.gold_paths(tasks, 1, cache_folder("gold"), lambda done, total: None, "full")
     ours = ScienceWorldEnvironment()
     row = measure(
         "ScienceWorld, ours", ours.start, ours.step, gold, lambda: resident_mb(ours.pid), episodes

@@ -1,10 +1,15 @@
-"""Files that save time: written whole or not at all, by several processes at once."""
+"""Files that save time: where they lie, and how they are written by several processes at once."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+
+def cache_folder(name: str) -> Path:
+    """The folder of one kind of such files, in the user's home."""
+    return Path.home() / ".cache" / "spark_jax" / name
 
 
 def keep(path: Path, content: bytes) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import jax
+
+from spark_jax.envs.keep import cache_folder
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _count = 0
@@ -25,8 +25,7 @@ def keep_on_disk() -> None:
     In the folder of JAX_COMPILATION_CACHE_DIR, else in ~/.cache/spark_jax/programs.
     """
     if jax.config.jax_compilation_cache_dir is None:
-        folder = Path.home() / ".cache" / "spark_jax" / "programs"
-        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder("programs")))
         jax.config.update("jax_compilation_cache_max_size", KEPT_BYTES)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from spark_jax.envs.keep import cache_folder
 from spark_jax.envs.pool import default_workers
 from spark_jax.run import borrow, warmup
 from spark_jax.run.progress import Progress
@@ -41,7 +42,7 @@ def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[wa
                 done = now
 
         workers = min(os.cpu_count() or 1, default_workers())
-        cache = Path.home() / ".cache" / "spark_jax" / "gold"
+        cache = cache_folder("gold")
         examples = warmup.expert_examples(world, count, config.seed, workers, cache, on_done)
     warmup.save_examples(path, examples)
     return examples

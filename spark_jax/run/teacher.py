@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from spark_jax.envs.keep import cache_folder
 from spark_jax.envs.pool import default_workers
 from spark_jax.envs.response import parse_response
 from spark_jax.envs.tasks import distinct_tasks
@@ -189,7 +190,7 @@ def annotate_paths(
 
 def _expert_paths(world: World, tasks: list[Task]) -> list[Trajectory]:
     workers = min(os.cpu_count() or 1, default_workers())
-    cache = Path.home() / ".cache" / "spark_jax" / "gold"
+    cache = cache_folder("gold")
     with Progress("expert paths", len(tasks), "path") as progress:
         return world.experts(
             tasks, workers, cache, lambda i, total: progress.note(f"{i} of {total}")

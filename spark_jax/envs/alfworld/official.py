@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spark_jax.envs.alfworld.games import HELD_OUT, TASK_TYPES, Game, game_of_file
-from spark_jax.envs.keep import keep
+from spark_jax.envs.keep import cache_folder, keep
 from spark_jax.types import Task, UserError
 
 # L2 is the part of valid_unseen whose types are held out.
@@ -162,7 +162,7 @@ def _listed(folder: Path, part: str) -> dict[str, list[str]]:
 
 def _index_file(folder: Path, part: str) -> Path:
     key = hashlib.sha256(f"{folder.resolve()}/{part}".encode()).hexdigest()[:16]
-    return Path.home() / ".cache" / "spark_jax" / "alfworld" / f"{key}.json"
+    return cache_folder("alfworld") / f"{key}.json"
 
 
 def _read_index(folder: Path, part: str) -> dict[str, list]:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from spark_jax.envs.keep import keep
+from spark_jax.envs.keep import cache_folder, keep
 
 _MOST = 512  # in memory, of about 70 KB
 
@@ -43,8 +43,8 @@ def translation(problem: str, make: Callable[[str], bytes]) -> bytes:
 
 
 def folder() -> Path:
-    """Where they lie: 30 MB for the embedded games, 0.3 GB for all official ones."""
-    return Path.home() / ".cache" / "spark_jax" / "alfworld" / "translations"
+    """Where they lie: 14 MB for the embedded games, 0.3 GB for all official ones."""
+    return cache_folder("alfworld") / "translations"
 
 
 @functools.cache
