@@ -131,13 +131,13 @@ def explore_rate(spark: pathlib.Path) -> float:
 
 
 def overrides(runs: pathlib.Path, plan: Plan, run: Run) -> list[str]:
-    """KEY=VALUE of a run whose needs are done; of two for one key the later one counts."""
+    """KEY=VALUE of a run whose needs are done."""
     out = ["eval.episodes=0", *plan.overrides, f"seed={run.seed}"]
     if run.method in WARMUPS:
         out += [*WARMUPS[run.method], "rl.iterations=0"]
         if plan.warmup and run.method == "warmup":
             out.append(f"sft.from_run={plan.warmup.format(seed=run.seed)}")
-        return out
+        return _last_of_each_key(out)
     warmup, spark = needs(plan, run)[0], folder(runs, Run("spark", run.seed))
     out.append(f"sft.from_run={folder(runs, warmup)}")
     known: dict[str, float] = {"leaves": load_config(plan.config, plan.overrides).tree.leaves}
@@ -147,7 +147,13 @@ def overrides(runs: pathlib.Path, plan: Plan, run: Run) -> list[str]:
         known["seconds"] = spent(rows_after_warmup(spark))["seconds of training"]
     elif plan.tokens or run != Run("spark", plan.first_seed):
         out.append(f"rl.sampled_tokens={budget(runs, plan)}")
-    return out + [s.format(**known) for s in (METHODS | MORE_METHODS)[run.method]]
+    out += [setting.format(**known) for setting in (METHODS | MORE_METHODS)[run.method]]
+    return _last_of_each_key(out)
+
+
+def _last_of_each_key(settings: Sequence[str]) -> list[str]:
+    values = dict(setting.split("=", 1) for setting in settings)
+    return [f"{key}={value}" for key, value in values.items()]
 
 
 def play(runs: pathlib.Path, plan: Plan, run: Run, lock: TextIO) -> None:
