@@ -6,7 +6,7 @@ For each seed three runs, evaluated on the whole of L1 and L2: the warm-up; RL f
 control, which goes on from there with SFT for as long as RL took. A second call goes on where the
 first one stopped; seeds may run side by side (--seeds=0 and --seeds=1), and a last call with all of
 them makes the table. Any config override may be added. The table is printed and written to
-RUNS/gain.md.
+RUNS/gain.md. Several methods at an equal number of sampled tokens: benchmarks/evidence.py.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import pathlib
 import subprocess
 import sys
 
-from spark_jax.run.evalfile import read_evaluations
+from spark_jax.run.costs import evaluation, outcomes, rows_after_warmup, same_panel, spent
 from spark_jax.run.files import write_text
-from spark_jax.run.metrics import read_metrics
 from spark_jax.run.statistics import bootstrap, paired_difference, percent, points
 
 
@@ -38,9 +37,10 @@ def main() -> None:
         play(warm, [*common, "--config.rl.iterations=0"])
         common.append(f"--config.sft.from_run={warm}")
         play(rl, common)
-        seconds = f"--config.sft.extra_seconds={rl_seconds(rl):.0f}"
-        play(control, [*common, "--config.algo.name=sft", seconds])
-        pairs.append((read_evaluations(rl), read_evaluations(control)))
+        seconds = spent(rows_after_warmup(rl))["seconds of training"]
+        more = f"--config.sft.extra_seconds={seconds:.0f}"
+        play(control, [*common, "--config.algo.name=sft", more])
+        pairs.append((rl, control))
     text = table(pairs)
     write_text(runs / "gain.md", text)
     print(text)
@@ -53,24 +53,27 @@ def play(workdir: pathlib.Path, arguments: list[str]) -> None:
     subprocess.run(command, check=True)
 
 
-def rl_seconds(workdir: pathlib.Path) -> float:
-    """Wall time of the RL iterations of a run."""
-    rows = [row for row in read_metrics(workdir) if row["phase"] == "rl"]
-    return sum(row["time/rollout_s"] + row["time/update_s"] for row in rows)
-
-
-def table(pairs) -> str:
-    """Markdown: per split the success rates over all seeds and the paired gains."""
+def table(pairs: list[tuple[pathlib.Path, pathlib.Path]]) -> str:
+    """Markdown, from the work folders of RL and of the control of each seed: per split the success
+    rates over all seeds and the paired gains."""
     lines = [
         "| split | episodes | after warm-up | after RL | gain | after more SFT | its gain |",
         "|---|---|---|---|---|---|---|",
     ]
-    for split in pairs[0][0][0]["splits"]:
-        before, after, control = ([], [], [])
-        for rl, sft in pairs:
-            before.append(outcomes(rl, "after warm-up", split))
-            after.append(outcomes(rl, "after RL", split))
-            control.append(outcomes(sft, "after more SFT", split))
+    entries = [
+        (
+            evaluation(rl, "after warm-up"),
+            evaluation(rl, "after RL"),
+            evaluation(control, "after more SFT"),
+        )
+        for rl, control in pairs
+    ]
+    splits = list(entries[0][0]["splits"])
+    for split in splits:
+        same_panel([entry for three in entries for entry in three], split)
+        before, after, control = (
+            [outcomes(three[i], split) for three in entries] for i in range(3)
+        )
         cells = [
             split,
             f"{len(before)} × {len(before[0])}",
@@ -82,23 +85,13 @@ def table(pairs) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "Per seed (after warm-up → after RL; after more SFT):", ""]
-    for i, (rl, sft) in enumerate(pairs):
+    for i, three in enumerate(entries):
         parts = []
-        for split in rl[0]["splits"]:
-            a, b = (mean(outcomes(rl, name, split)) for name in ("after warm-up", "after RL"))
-            c = mean(outcomes(sft, "after more SFT", split))
-            parts.append(f"{split} {100 * a:.1f} → {100 * b:.1f}; {100 * c:.1f}")
+        for split in splits:
+            a, b, c = (100 * entry["splits"][split]["success_rate"] for entry in three)
+            parts.append(f"{split} {a:.1f} → {b:.1f}; {c:.1f}")
         lines.append(f"- seed {i}: " + ", ".join(parts))
     return "\n".join(lines) + "\n"
-
-
-def outcomes(evaluations, name: str, split: str) -> list[float]:
-    (entry,) = [e for e in evaluations if e["name"] == name]
-    return [float(r["success"]) for r in entry["splits"][split]["results"]]
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 if __name__ == "__main__":

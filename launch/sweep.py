@@ -22,19 +22,18 @@ from typing import NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from spark_jax.run.command_line import Parser, exit_code  # noqa: E402
-from spark_jax.run.config import read_config  # noqa: E402
-from spark_jax.run.evalfile import read_evaluations  # noqa: E402
+from spark_jax.run.cost_plot import plot_costs  # noqa: E402
+from spark_jax.run.costs import (  # noqa: E402
+    COSTS,
+    curve,
+    last_evaluation,
+    outcomes,
+    rows_after_warmup,
+    spent,
+)
 from spark_jax.run.files import write_text  # noqa: E402
-from spark_jax.run.metrics import read_metrics  # noqa: E402
 from spark_jax.run.statistics import bootstrap, percent  # noqa: E402
 from spark_jax.types import UserError  # noqa: E402
-
-# What success is plotted against: title, metric of an RL iteration whose sum it is.
-COSTS = {
-    "sampled tokens": ("rollout/response_tokens",),
-    "environment steps": ("rollout/env_steps", "rollout/replay_steps"),
-    "seconds of RL": ("time/rollout_s", "time/update_s"),
-}
 
 
 class Cell(NamedTuple):
@@ -67,22 +66,6 @@ def commands(runs, config, grid, seeds, extra) -> list[tuple[Cell, int, pathlib.
     return out
 
 
-def last_evaluation(workdir: pathlib.Path) -> dict | None:
-    """The evaluation at the end of a run; None for one that has not come so far."""
-    if not (workdir / "config.json").is_file():
-        return None
-    config = read_config(workdir)
-    name = "after warm-up"
-    if config.algo.name == "react":
-        name = "prompted"
-    elif config.algo.name == "sft" and config.sft.extra_seconds:
-        name = "after more SFT"
-    elif config.algo.name != "sft" and config.rl.iterations:
-        name = "after RL"
-    found = [entry for entry in read_evaluations(workdir) if entry["name"] == name]
-    return found[0] if found else None
-
-
 def table(folders: Mapping[str, Sequence[pathlib.Path]]) -> str:
     """Markdown: one row per cell, success in % with the interval over seeds and episodes."""
     ends = {
@@ -95,63 +78,21 @@ def table(folders: Mapping[str, Sequence[pathlib.Path]]) -> str:
     for name, runs in ends.items():
         row = [name, f"{len(runs)} of {len(folders[name])}"]
         for split in splits:
-            groups = [
-                [float(r["success"]) for r in end["splits"][split]["results"]]
-                for _, end in runs
-                if split in end["splits"]
-            ]
+            groups = [outcomes(end, split) for _, end in runs if split in end["splits"]]
             row.append(percent(bootstrap(groups)) if groups else "")
-        spent = [costs(folder) for folder, _ in runs]
+        costs = [spent(rows_after_warmup(folder)) for folder, _ in runs]
         row += [
-            f"{sum(c[title] for c in spent) / len(spent):.0f}" if spent else "" for title in COSTS
+            f"{sum(c[title] for c in costs) / len(costs):.0f}" if costs else "" for title in COSTS
         ]
         lines.append("| " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
-def curve(workdir: pathlib.Path) -> list[tuple[dict[str, float], float]]:
-    """(cost so far, success of the rollouts) after each iteration of RL."""
-    so_far = dict.fromkeys(COSTS, 0.0)
-    out = []
-    if not (workdir / "metrics.jsonl").is_file():  # not started
-        return out
-    for row in read_metrics(workdir):
-        if row["phase"] == "rl":
-            for title, keys in COSTS.items():
-                so_far[title] += sum(row.get(key, 0.0) for key in keys)
-            out.append((dict(so_far), row["rollout/success_rate"]))
-    return out
-
-
-def costs(workdir: pathlib.Path) -> dict[str, float]:
-    """What RL has cost a run so far."""
-    steps = curve(workdir)
-    return steps[-1][0] if steps else dict.fromkeys(COSTS, 0.0)
-
-
 def plot(folders: Mapping[str, Sequence[pathlib.Path]], file: pathlib.Path) -> None:
-    """Success of the rollouts against each cost, mean over the seeds of a cell."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, len(COSTS), figsize=(4.2 * len(COSTS), 3.6), squeeze=False)
-    for axis, title in zip(axes[0], COSTS, strict=True):
-        for name, group in folders.items():
-            curves = [c for folder in group if (c := curve(folder))]
-            if not curves:
-                continue
-            length = min(map(len, curves))
-            x = [sum(c[i][0][title] for c in curves) / len(curves) for i in range(length)]
-            y = [100 * sum(c[i][1] for c in curves) / len(curves) for i in range(length)]
-            axis.plot(x, y, "o-", markersize=3, label=name)
-        axis.set(xlabel=title, ylabel="success of rollouts, %")
-        axis.grid(alpha=0.3)
-    axes[0][0].legend(fontsize=7)
-    figure.tight_layout()
-    figure.savefig(file)
-    plt.close(figure)
+    """Success of the rollouts against each cost, one line per cell."""
+    metric = "rollout/path_success_rate"
+    lines = {name: [curve(folder, metric) for folder in group] for name, group in folders.items()}
+    plot_costs({"success on train tasks, %": lines}, file)
 
 
 def read_grid(file: str, texts: Sequence[str]) -> dict[str, list]:

@@ -51,7 +51,7 @@ def finished(folder, successes, tokens):
     rows = [
         {"step": i, "phase": "rl", "rollout/response_tokens": tokens, "rollout/env_steps": 3,
          "rollout/replay_steps": 1, "time/rollout_s": 2.0, "time/update_s": 1.0,
-         "rollout/success_rate": 0.1 * i}
+         "rollout/success_rate": 0.1 * i, "rollout/path_success_rate": 0.2 * i}
         for i in range(4)
     ]  # fmt: skip
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -78,13 +78,13 @@ def test_the_table_has_the_last_evaluation_and_the_costs(tmp_path):
         "L1",
         "sampled tokens",
         "environment steps",
-        "seconds of RL",
+        "seconds of training",
     ]
     assert a[:2] == ["a", "2 of 2"] and a[2].startswith("30.0 [") and a[3:] == ["800", "16", "12"]
     assert b[:2] == ["b", "0 of 2"]
     points = sweep.curve(tmp_path / "a" / "seed1")
     assert points[-1] == (
-        {"sampled tokens": 1200, "environment steps": 16, "seconds of RL": 12.0},
+        {"sampled tokens": 1200, "environment steps": 16, "seconds of training": 12.0},
         pytest.approx(0.3),
     )
     sweep.plot(folders, tmp_path / "plot.svg")

@@ -36,7 +36,7 @@ def test_default_is_the_tiny_preset_with_the_papers_tree():
 
 
 def test_number_of_keys():
-    assert len(flatten(base_config())) <= 83
+    assert len(flatten(base_config())) <= 84
 
 
 def test_every_key_has_a_comment():
@@ -148,6 +148,8 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["rl.minibatches=99"], "whole trees"),
         (["rollout.response_tokens=5000"], "rollout.path_tokens"),
         (["rollout.path_tokens=3000"], "train.row_tokens"),
+        (["rl.sampled_tokens=9", "rl.iterations=0"], "rl.iterations"),
+        (["rl.sampled_tokens=-9"], "0 or more"),
         (["train.row_targets=4096"], "train.row_tokens"),
         (["env.tasks="], "env.tasks"),
         (["sft.min_learning_rate=1"], "sft.learning_rate"),
@@ -222,6 +224,9 @@ def test_resume_checks_the_config(tmp_path):
     )
     assert start_or_resume(tmp_path, longer) is True
     assert json.loads((tmp_path / "config.json").read_text())["rl"]["iterations"] == 50
+
+    assert start_or_resume(tmp_path, load_config(SCIENCEWORLD, [constant, "rl.sampled_tokens=9"]))
+    start_or_resume(tmp_path, longer)
 
     falling = load_config(SCIENCEWORLD, ["rl.decay_to=0"])
     start_or_resume(tmp_path / "falling", falling)

@@ -69,6 +69,26 @@ def test_reliabilities_survive_a_crash(tmp_path, monkeypatch):
         assert a == b
 
 
+def test_a_budget_of_tokens_ends_rl_and_survives_a_crash(tmp_path, monkeypatch):
+    """In place of rl.iterations; the learning rate falls with what is left of it."""
+    settings = ["rl.sampled_tokens=2100", "rl.iterations=1", "rl.decay_to=0", *QUICK]
+    settings.append("checkpoint.every=2")
+    play(tmp_path / "whole", *settings)
+    killed_and_resumed(tmp_path / "killed", monkeypatch, settings, at=4)
+    lines = rl_lines(tmp_path / "whole")
+    assert rl_lines(tmp_path / "killed") == lines
+    spent = [row["rollout/response_tokens"] for row in lines]
+    assert len(spent) >= 4 and sum(spent[:-1]) < 2100 <= sum(spent)
+    for iteration, tokens in enumerate(spent):
+        trees = read_trees(tree_path(tmp_path / "whole", iteration))
+        assert tokens == sum(n["response_tokens"] for tree in trees for n in tree["nodes"])
+    # Done is done; a longer run is another run where the learning rate falls.
+    play(tmp_path / "whole", *settings)
+    assert rl_lines(tmp_path / "whole") == lines
+    with pytest.raises(UserError, match="rl.sampled_tokens = 2100, not 3000"):
+        play(tmp_path / "whole", *settings, "rl.sampled_tokens=3000")
+
+
 SEPARATE = ["tree.leaves=4", "tree.roots=4", "tree.signal=never", *QUICK]
 
 

@@ -44,6 +44,16 @@ def test_time_left_counts_only_what_this_process_did_and_ignores_one_slow_start(
     assert progress.seconds_left() == pytest.approx(7 * 2)
 
 
+def test_the_number_of_units_may_be_guessed_anew():
+    for out in (io.StringIO(), Terminal()):
+        clock = Clock()
+        with Progress("rl", 2, "iteration", stream=out, clock=clock) as progress:
+            clock.now += 10
+            progress.expect(5)
+            progress.advance()
+        assert "1/5" in out.getvalue() and "about 40 s left" in out.getvalue()
+
+
 def test_a_bar_on_a_terminal():
     out, clock = Terminal(), Clock()
     with Progress("warm-up", 2, "epoch", stream=out, clock=clock) as progress:

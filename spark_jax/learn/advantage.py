@@ -42,6 +42,14 @@ def path_weights(tree: Tree) -> np.ndarray:
     return weights[tree.leaf_ids()]
 
 
+def path_success_rate(trees: Sequence[Tree]) -> float:
+    """Success of the policy on the tasks of `trees`, each root weighing the same. The plain mean
+    over leaves counts a path once more for every fork on it; this one is unbiased, and so can be
+    compared between trees of any shape and separate episodes."""
+    weights = np.concatenate([path_weights(tree) for tree in trees])
+    return weighted_mean(np.concatenate([leaf_rewards(tree) for tree in trees]), weights)
+
+
 LEAF_WEIGHTS: dict[str, Callable[[Tree], np.ndarray]] = {
     "uniform": uniform_weights,
     "path": path_weights,

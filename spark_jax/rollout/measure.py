@@ -72,24 +72,21 @@ def forks_of(tree: Tree) -> dict[int, bool]:
     }
 
 
-def split_forks(tree: Tree) -> tuple[int, int]:
-    """(forks after a step, those whose children end in different best rewards)."""
-    forks = forks_of(tree)
-    return len(forks), sum(forks.values())
-
-
 def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
     """The `rollout/*` metrics that can be read off trees. Ratios over steps or leaves."""
     leaves = [(tree, leaf) for tree in trees for leaf in tree.leaf_ids()]
     paths = [measure_path(tree, leaf) for tree, leaf in leaves]
     nodes = [node for tree in trees for node in tree.nodes[1:]]
     steps = max(1, sum(p.steps for p in paths))
-    forks = [split_forks(tree) for tree in trees]
+    forks = [
+        (tree.nodes[node].spark, split) for tree in trees for node, split in forks_of(tree).items()
+    ]
     return {
         "rollout/success_rate": sum(p.success for p in paths) / len(paths),
         "rollout/score": sum(p.score for p in paths) / len(paths),
         "rollout/leaves": len(paths),
         "rollout/steps": steps / len(paths),
+        "rollout/responses": len(nodes),
         "rollout/explore_rate": sum(node.spark for node in nodes) / len(nodes),
         "rollout/repeat_ratio": sum(p.repeated for p in paths) / steps,
         "rollout/invalid_ratio": sum(p.invalid for p in paths) / steps,
@@ -97,6 +94,9 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
         "rollout/linear_tokens": sum(p.tokens for p in paths),
         "rollout/duplicate_children": sum(duplicate_children(tree) for tree in trees),
         "rollout/informative_groups": informative_groups(trees),
-        "rollout/forks": sum(n for n, _ in forks),
-        "rollout/splitting_forks": sum(n for _, n in forks),
+        "rollout/groups": len(trees),
+        "rollout/forks": len(forks),
+        "rollout/splitting_forks": sum(split for _, split in forks),
+        "rollout/explore_forks": sum(spark for spark, _ in forks),
+        "rollout/explore_splitting_forks": sum(spark and split for spark, split in forks),
     }

@@ -34,7 +34,8 @@ _KIND_WORDS = {
 }
 
 # A resumed run may change these: they do not change what the next iteration computes.
-MAY_CHANGE_ON_RESUME = ("rl.iterations", "eval.", "checkpoint.", "env.workers", "mesh.")
+LENGTHS = ("rl.iterations", "rl.sampled_tokens")
+MAY_CHANGE_ON_RESUME = (*LENGTHS, "eval.", "checkpoint.", "env.workers", "mesh.")
 
 
 def load_config(source: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -75,8 +76,8 @@ def start_or_resume(workdir: pathlib.Path | str, config: ConfigDict) -> bool:
 
     Raises:
       UserError: the run there was started with another value of a key that must not change
-        (all but MAY_CHANGE_ON_RESUME; and rl.iterations where the learning rate falls, since then
-        all of them depend on their number), or the folder cannot be written.
+        (all but MAY_CHANGE_ON_RESUME; and LENGTHS where the learning rate falls, since then all
+        iterations depend on them), or the folder cannot be written.
     """
     path = pathlib.Path(workdir) / "config.json"
     new = flatten(config)
@@ -86,7 +87,7 @@ def start_or_resume(workdir: pathlib.Path | str, config: ConfigDict) -> bool:
         for key in [*new, *(k for k in old if k not in new)]:
             if old.get(key) == new.get(key):
                 continue
-            falls = key == "rl.iterations" and config.rl.decay_to < 1
+            falls = key in LENGTHS and config.rl.decay_to < 1
             if key.startswith(MAY_CHANGE_ON_RESUME) and not falls:
                 continue
             if key in old and key in new:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.tasks import tasks_of_iteration
-from spark_jax.learn.advantage import ADVANTAGES, LEAF_WEIGHTS
+from spark_jax.learn.advantage import ADVANTAGES, LEAF_WEIGHTS, path_success_rate
 from spark_jax.learn.credit import normaliser, record_advantages, segment_weights
 from spark_jax.learn.pack import PackedBatch, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
@@ -72,6 +73,7 @@ def rollout(
     spent = {name: environments.stats[name] - before[name] for name in before}
     stats = engine.stats
     metrics = rollout_metrics(trees) | {
+        "rollout/path_success_rate": path_success_rate(trees),
         "rollout/prefill_tokens": stats.prefill_tokens,
         "rollout/wasted_prefill": 1 - stats.prefill_tokens / max(1, stats.prefill_slots),
         "rollout/evictions": stats.evictions,
@@ -99,8 +101,11 @@ def learn(
     params: Any,
     opt_state: Any,
     reference: Any,
+    sampled: Sequence[int],
 ) -> Learned:
     """`rl.minibatches` optimiser steps over whole trees. `params` and `opt_state` are donated.
+
+    `sampled`: tokens sampled in each iteration so far, this one included (`learning_rate`).
 
     Log-probabilities of the reference (and, with `rl.recompute_old`, of the policy that sampled)
     are computed for all minibatches before the first update.
@@ -137,7 +142,7 @@ def learn(
 
     metrics = []
     for part, (batches, z) in enumerate(groups):
-        rate = learning_rate(config, iteration * config.rl.minibatches + part)
+        rate = learning_rate(config, iteration * config.rl.minibatches + part, sampled)
         params, opt_state, out = optimiser_step(steps, params, opt_state, batches, z, rate)
         metrics.append(out)
     host = [to_host(m) for m in metrics]
@@ -152,9 +157,29 @@ def learn(
     return Learned(params, opt_state, mean)
 
 
-def learning_rate(config: ConfigDict, step: int) -> float:
+def rl_is_over(config: ConfigDict, sampled: Sequence[int]) -> bool:
+    """After iterations that have sampled so many tokens each: `rl.iterations` of them are done or,
+    where a budget of tokens is set, that is used up (whole iterations: the last one goes over)."""
+    if config.rl.sampled_tokens:
+        return sum(sampled) >= config.rl.sampled_tokens
+    return len(sampled) >= config.rl.iterations
+
+
+def iterations_in_all(config: ConfigDict, sampled: Sequence[int]) -> int:
+    """`rl.iterations`; with a budget of tokens, as many as it will probably take."""
+    if not config.rl.sampled_tokens or not sampled:
+        return config.rl.iterations
+    left = max(0, config.rl.sampled_tokens - sum(sampled))
+    return len(sampled) + math.ceil(left * len(sampled) / sum(sampled))
+
+
+def learning_rate(config: ConfigDict, step: int, sampled: Sequence[int]) -> float:
     """Of optimiser step `step`, from 0: rises linearly over `rl.warmup_steps` to
     `rl.learning_rate`, then falls linearly to `rl.decay_to` of it in the last step of the run.
+
+    With a budget of tokens (`rl.sampled_tokens`) the fall is linear in the tokens sampled since
+    the rise, an iteration's tokens belonging to its steps in equal parts; it ends where the budget
+    does. For iterations of equal size that is the same as the fall over steps.
 
     Adam's first steps have the size of the learning rate in every parameter, whatever the
     gradient's noise; on a small model that alone moves the policy far from the reference. The
@@ -164,9 +189,20 @@ def learning_rate(config: ConfigDict, step: int) -> float:
     rise = rl.warmup_steps + 1
     if step < rise:
         return rl.learning_rate * (step + 1) / rise
-    last = rl.iterations * rl.minibatches - 1
-    done = min(1.0, (step - rise + 1) / max(1, last - rise + 1))
+    if rl.sampled_tokens:
+        risen = _tokens_after(rise - 1, sampled, rl.minibatches)
+        now = _tokens_after(step, sampled, rl.minibatches)
+        done = min(1.0, (now - risen) / max(1.0, rl.sampled_tokens - risen))
+    else:
+        last = rl.iterations * rl.minibatches - 1
+        done = min(1.0, (step - rise + 1) / max(1, last - rise + 1))
     return rl.learning_rate * (1.0 + (rl.decay_to - 1.0) * done)
+
+
+def _tokens_after(step: int, sampled: Sequence[int], steps_of_iteration: int) -> float:
+    """Tokens that belong to the optimiser steps up to `step`."""
+    iteration, part = divmod(step, steps_of_iteration)
+    return sum(sampled[:iteration]) + sampled[iteration] * (part + 1) / steps_of_iteration
 
 
 def _with_old_and_reference(

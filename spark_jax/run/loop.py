@@ -34,7 +34,7 @@ from spark_jax.run.evalfile import (
 )
 from spark_jax.run.evaluation import play_panel
 from spark_jax.run.examples import warm_up_examples
-from spark_jax.run.iteration import learn, rollout
+from spark_jax.run.iteration import iterations_in_all, learn, rl_is_over, rollout
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.policy import (
     Policy,
@@ -68,6 +68,7 @@ class State:
     lines: int = 0  # of metrics.jsonl
     panels: list[float] = dataclasses.field(default_factory=list)  # L0 success by epoch
     evaluated: list[str] = dataclasses.field(default_factory=list)
+    sampled: list[int] = dataclasses.field(default_factory=list)  # tokens, by iteration of RL
     forks: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # rollout/reliability.py
 
 
@@ -135,7 +136,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
             goes_on = bool(config.sft.extra_seconds if sft else config.rl.iterations)
             if sft and goes_on and last not in state.evaluated:
                 params, opt_state = _more_warm_up(this, examples, params, opt_state)
-            elif not sft and state.iteration < config.rl.iterations:
+            elif not sft and not rl_is_over(config, state.sampled):
                 state.evaluated = [name for name in state.evaluated if name != last]
                 params, opt_state = _reinforce(this, examples, params, opt_state)
             if goes_on and last not in state.evaluated:
@@ -258,6 +259,7 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
                 steps, params, opt_state, trees, this.policy, config.seed, 10_000 + state.epoch,
                 config.sft.batch_paths, config.sft.context_weight, shape, rate, vary,
             )  # fmt: skip
+            values["time/update_s"] = time.perf_counter() - began
             state.epoch += 1
             state.step += 1
             this.metrics.write(state.step, "sft", values)
@@ -276,11 +278,12 @@ def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Ca
 
 
 def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
-    """RL: rollout, update, metrics, trees, checkpoint; `rl.iterations` times."""
+    """RL: rollout, update, metrics, trees, checkpoint; `rl.iterations` times, or until
+    `rl.sampled_tokens` have been sampled."""
     config, state = this.config, this.state
     steps = rl_steps(config, this.policy)
     reference = this.checkpoints.restore_reference(params)
-    total, train, pairs = config.rl.iterations, this.world.train, config.algo.name == "eto"
+    train, pairs = this.world.train, config.algo.name == "eto"
     if config.rl.train_on == "unseen":
         train = unseen(train, (example.task for example in examples))
     elif config.rl.train_on == "seen":
@@ -295,8 +298,9 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
             trees, this.policy.codec.token_bytes(), config.rl.rename,
             this.world.known_names, this.world.names,
         )  # fmt: skip
+    total = iterations_in_all(config, state.sampled)
     with Progress("rl", total, "iteration", done=state.iteration) as progress:
-        while state.iteration < total:
+        while not rl_is_over(config, state.sampled):
             compiled, leaves = compilations(), 0
 
             def on_tree(tree: Tree) -> None:
@@ -308,10 +312,11 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
                 config, state.iteration, train, params, this.engine,
                 this.environments, this.dialogue, swap_for, on_tree, state.forks,
             )  # fmt: skip
+            state.sampled.append(values["rollout/response_tokens"])
             learner = functools.partial(learn_pairs, experts=experts) if pairs else learn
             params, opt_state, learned = learner(
                 config, state.iteration, trees, steps=steps, policy=this.policy, params=params,
-                opt_state=opt_state, reference=reference,
+                opt_state=opt_state, reference=reference, sampled=state.sampled,
             )  # fmt: skip
             values |= learned
             if config.tree.signal == "calibrated":
@@ -323,11 +328,12 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
             state.step += 1
             values["rl/iteration"] = state.iteration
             this.metrics.write(state.step, "rl", values)
-            last = state.iteration == total
+            last = rl_is_over(config, state.sampled)
             if config.eval.every and state.iteration % config.eval.every == 0 and not last:
                 _evaluate(this, f"iteration {state.iteration}", params)
             if last or state.iteration % config.checkpoint.every == 0:
                 _save(this, params, opt_state)
+            progress.expect(iterations_in_all(config, state.sampled))
             progress.advance(
                 tokens=values["rollout/response_tokens"],
                 success=values["rollout/success_rate"],

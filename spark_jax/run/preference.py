@@ -37,6 +37,7 @@ def learn_pairs(
     params: Any,
     opt_state: Any,
     reference: Any,
+    sampled: Sequence[int],
 ) -> Learned:
     """Up to `rl.minibatches` optimiser steps over the pairs of all trees (a step for which there
     are none is left out). `params` and `opt_state` are donated.
@@ -47,6 +48,7 @@ def learn_pairs(
 
     Args:
       experts: a chain for each task that has one.
+      sampled: tokens sampled in each iteration so far, this one included.
     """
     start = time.perf_counter()
     beta = BETAS[min(iteration, 1)]
@@ -83,7 +85,7 @@ def learn_pairs(
         coefficient_S, loss, margin_P = path_coefficients(logp_S, ref_logp_S, pairs, beta)
         shares = np.split(coefficient_S, np.cumsum(counts)[:-1])
         _, batches, _ = packed(group_trees, shares)
-        rate = learning_rate(config, iteration * config.rl.minibatches + part)
+        rate = learning_rate(config, iteration * config.rl.minibatches + part, sampled)
         params, opt_state, out = optimiser_step(steps, params, opt_state, batches, 1.0, rate)
         host = to_host({name: out[name] for name in ("grad_norm", "skipped")})
         host |= {"loss": loss, "margin": margin_P.mean(), "pair_accuracy": (margin_P > 0).mean()}

@@ -92,6 +92,12 @@ class Progress:
         """True where a bar moves; elsewhere every `advance` is a line."""
         return self._bars is not None
 
+    def expect(self, total: int) -> None:
+        """A new guess at the units in all, where something else ends the phase."""
+        self._total = total
+        if self._bars is not None:
+            self._bars.update(self._task, total=total)
+
     def note(self, text: str) -> None:
         """Says what is going on inside the current unit. Shown on terminals only."""
         if self._bars is not None:

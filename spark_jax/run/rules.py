@@ -49,8 +49,8 @@ for _key in (
 for _key in (
     "seed env.workers sft.panel sft.trajectories sft.epochs sft.patience sft.weight_decay "
     "sft.context_weight rl.imitate_coef rl.context_coef "
-    "rl.iterations rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef rl.weight_decay "
-    "algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
+    "rl.iterations rl.sampled_tokens rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef "
+    "rl.weight_decay algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
     "tree.signal_rise eval.temperature eval.episodes eval.every mesh.data"
 ).split():
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
@@ -128,6 +128,11 @@ def check_config(config: ConfigDict) -> None:
                     f"config.{key} is {values[key]}, but config.algo.name=eto learns from pairs "
                     "of paths, as they are, and nothing else; leave that key at its default."
                 )
+    if config.rl.sampled_tokens and not config.rl.iterations:
+        raise UserError(
+            f"config.rl.sampled_tokens is {config.rl.sampled_tokens}, but config.rl.iterations is "
+            "0, which means no RL; leave rl.iterations at its default."
+        )
     if config.rl.train_on == "seen" and not (config.sft.trajectories or config.sft.from_run):
         raise UserError(
             "config.rl.train_on is seen, but config.sft.trajectories is 0, so the warm-up has seen "
