@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from spark_jax.run.command_line import Parser, exit_code  # noqa: E402
+from spark_jax.run.command_line import Parser, exit_code, take_overrides  # noqa: E402
 from spark_jax.run.cost_plot import plot_costs  # noqa: E402
 from spark_jax.run.costs import (  # noqa: E402
     COSTS,
@@ -121,16 +121,18 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", default="0", help="numbers, comma separated")
     parser.add_argument("--print", action="store_true", dest="list", help="commands, nothing runs")
     parser.add_argument("--table", action="store_true", help="collect what is there, nothing runs")
-    extra = [word for word in argv if word.startswith("--config.")]
-    if any("=" not in word for word in extra):
-        raise UserError("overrides are one word here: --config.tree.leaves=16.")
-    options = parser.parse_args([word for word in argv if word not in extra])
+    rest, overrides = take_overrides(argv)
+    for override in overrides:
+        if "=" not in override:
+            raise UserError(f"config.{override} has no value; write --config.{override}=VALUE.")
+    options = parser.parse_args(rest)
     if not options.runs:
         raise UserError("--runs names the folder for the runs; it is missing.")
     if not all(seed.isdigit() for seed in options.seeds.split(",")):
         raise UserError(f"--seeds is {options.seeds!r}; it has to be numbers such as 0,1,2.")
     seeds = [int(seed) for seed in options.seeds.split(",")]
     grid = read_grid(options.sweep, options.grid)
+    extra = [f"--config.{override}" for override in overrides]
     todo = commands(options.runs, options.config, grid, seeds, extra)
     if options.list:
         for _, _, _, command in todo:

@@ -77,6 +77,7 @@ class Node:
     spark: bool = False  # the response holds a complete <explore>…</explore>
     requested: int = 1  # children asked for
     granted: int = 1  # b_eff, children given
+    reinvested: int = 0  # children given besides, from leaves that were left over in the end
     valid: bool = True  # the environment understood the action
     score: float = 0.0  # environment score after the step, 0..100
     reward: float = 0.0  # 1 for success, on leaves only
@@ -84,7 +85,7 @@ class Node:
     outcome: Outcome | None = None  # leaves only
     advantage: float | None = None  # filled in by the learner, for the record
     tag: str = ""  # kind of reasoning of a well-formed response; "": the format is bad
-    surprise: float = 0.0  # mean -log p of the reasoning's tokens, nats a token
+    surprise: float = 0.0  # mean -log p of the reasoning's tokens, nats; where a signal needs it
 
 
 @dataclasses.dataclass

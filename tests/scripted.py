@@ -23,6 +23,9 @@ class ByteCodec:
     def encode_turn(self, observation, ended):
         return ([] if ended else [END]) + list((observation + "\n>").encode())
 
+    def token_bytes(self):
+        return [bytes([i]) for i in range(256)]
+
     def decode(self, ids):
         return bytes(ids).decode(errors="replace")
 

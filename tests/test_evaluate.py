@@ -87,6 +87,20 @@ def test_the_leaves_of_a_tree_vote(trained):
     assert total[1] > 1.5 * total[0]
 
 
+def test_only_what_matters_starts_an_evaluation_over(trained):
+    """The shape of trees matters to a vote alone."""
+    arguments = [str(trained), "--splits=L0", "--episodes=2", "--config=configs/toy.py", *OVERRIDES]
+    for name, options, starts_over in [
+        ("plain", [], False),
+        ("plain", ["--config.tree.branch=3", "--config.tree.signal=explore"], False),
+        ("plain", ["--config.tree.fork_at=same_step"], True),
+        ("forked", ["--fork"], False),
+        ("forked", ["--fork", "--config.tree.branch=3"], True),
+    ]:
+        main([*arguments, f"--name={name}", *options])
+        assert (trained / "evaluations" / f"{name}.old0.jsonl").exists() == starts_over
+
+
 def test_the_training_data_is_known(trained):
     seen = seen_tasks(trained)
     assert len([t for t in seen if t.split == "train"]) == len(seen) >= 12

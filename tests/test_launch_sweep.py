@@ -42,6 +42,13 @@ def test_every_sweep_of_the_paper_is_valid(file):
         load_config(str(ROOT / "configs" / "scienceworld.py"), overrides)
 
 
+def test_overrides_may_be_two_words(capsys):
+    words = ["--runs=x", "--config.rl.iterations", "4", "--print", "--config.seed=3"]
+    assert sweep.main(words) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("--config.rl.iterations=4 --config.seed=3")
+
+
 def finished(folder, successes, tokens):
     results = [EpisodeResult(Task("toy", "a", i), i < successes, 0.0, 1) for i in range(10)]
     folder.mkdir(parents=True)
@@ -99,7 +106,7 @@ def test_the_table_has_the_last_evaluation_and_the_costs(tmp_path):
         (["--runs=x", "configs/toy.py"], "has no GRID"),
         (["--runs=x", "--grid=tree.leaves"], "KEY=VALUE"),
         (["--runs=x", "--seeds=a"], "--seeds is 'a'"),
-        (["--runs=x", "--config.tree.leaves", "4"], "one word"),
+        (["--runs=x", "--config.tree.leaves", "--print"], "config.tree.leaves has no value"),
         ([], "--runs"),
     ],
 )

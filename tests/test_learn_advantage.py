@@ -207,6 +207,58 @@ def test_gigpo_does_not_take_silence_for_a_state():
     assert got[1, 4] == got[1, 5] == 0.0
 
 
+@pytest.mark.parametrize(
+    "similarity, groups",
+    [
+        (1.0, "abcde"),
+        (0.9, "abcde"),  # a and b: 2 * 4 / 10
+        (0.8, "aacde"),  # c has 4 of the words of b, but 3 of those of a, the first of its group
+        (0.6, "aaade"),
+        (0.4, "aaaae"),  # d has 2 of a's words in order; e has the same words in another order
+    ],
+)
+def test_similar_states_by_hand(similarity, groups):
+    texts = {
+        "a": "you see a red door",
+        "b": "you see a blue door",
+        "c": "you see one blue door",
+        "d": "you wait here at door",
+        "e": "door red a see you",
+    }
+    expected = {texts[k]: texts[g] for k, g in zip(texts, groups, strict=True)}
+    assert advantage.groups_of_similar(texts.values(), similarity) == expected
+
+
+def test_many_equal_words_are_no_junk():
+    """difflib ignores what is frequent in a long sequence unless it is told not to."""
+    one, other = [f"{name} {'wall ' * 300}{name}" for name in ("north", "south")]
+    assert advantage.groups_of_similar([one, other], 0.99) == {one: one, other: one}
+
+
+def test_gigpo_by_similarity_by_hand():
+    """Steps 1 and 3 start in X; 2 and 4 in states that differ in one word of five."""
+    nodes = [
+        Node(0, -1, 0, observation="X", context_ids=[1]),
+        Node(1, 0, 1, response_ids=[7], action="a", observation="you see a red door"),
+        Node(2, 1, 2, response_ids=[7], action="b", observation="won", reward=1.0),
+        Node(3, 0, 1, response_ids=[7], action="a", observation="you see a blue door"),
+        Node(4, 3, 2, response_ids=[7], action="c", observation="lost"),
+    ]
+    tree, ones = Tree(Task("toy", "t", 0), 2, 2, 1, "never", nodes), np.ones(2)
+    # Two values x and 0: mean x/2, std x/sqrt(2).
+    first, second = ((x / 2) / (x / np.sqrt(2) + 1e-6) for x in (0.95, 1.0))
+    exact = advantage.anchor_steps(tree, ones)
+    np.testing.assert_allclose(exact[[0, 0, 1, 1], [1, 2, 3, 4]], [first, 0, -first, 0])
+    similar = advantage.anchor_steps(tree, ones, similarity=0.8)
+    expected = [first, second, -first, -second]
+    np.testing.assert_allclose(similar[[0, 0, 1, 1], [1, 2, 3, 4]], expected)
+    np.testing.assert_array_equal(advantage.anchor_steps(tree, ones, similarity=0.81), exact)
+    episode = advantage.leaf_group(tree, ones)
+    both = advantage.make_advantage("gigpo", 0.8)(tree, ones)
+    np.testing.assert_allclose(both, episode + similar)
+    np.testing.assert_allclose(advantage.make_advantage("gigpo")(tree, ones), episode + exact)
+
+
 def test_gigpo_on_a_tree_that_all_lost_is_zero():
     assert not advantage.anchor_steps(forked_tree((0.0,) * 4), np.ones(4)).any()
 

@@ -36,7 +36,7 @@ def test_default_is_the_tiny_preset_with_the_papers_tree():
 
 
 def test_number_of_keys():
-    assert len(flatten(base_config())) <= 84
+    assert len(flatten(base_config())) <= 87
 
 
 def test_every_key_has_a_comment():
@@ -155,6 +155,10 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["sft.min_learning_rate=1"], "sft.learning_rate"),
         (["algo.name=grpo", "tree.signal=explore"], "never"),
         (["algo.name=grpo", "tree.roots=4"], "tree.roots"),
+        (["algo.name=grpo", "tree.reinvest=True"], "tree.reinvest"),
+        (["algo.name=gigpo", "tree.adapt=True"], "tree.adapt"),
+        (["algo.name=gigpo", "algo.similarity=0"], "more than 0 and at most 1"),
+        (["algo.name=grpo", "algo.similarity=0.9"], "algo.advantage=gigpo"),
         (["tree.signal=entropy", "tree.fork_at=same_step"], "next_step"),
         (["tree.signal_rise=-1"], "0 or more"),
         (["algo.advantage=rlvmr"], "tags"),
@@ -348,8 +352,8 @@ def test_keys_read_sees_aliases_and_nothing_else():
 
 
 def test_choices_are_what_the_code_knows():
+    from spark_jax.learn.advantage import ADVANTAGES, LEAF_WEIGHTS
     from spark_jax.rollout.signals import make_signal
-    from spark_jax.run.iteration import ADVANTAGES, LEAF_WEIGHTS
 
     for name in CHOICES["tree.signal"]:
         assert callable(make_signal(name, 0.5))

@@ -159,7 +159,7 @@ def test_tree_file_has_exactly_the_fields_of_the_contract(tmp_path):
     assert first["nodes"][1] == {
         "id": 1, "parent": 0, "step": 1, "prompt": "<u>",
         "response": "<explore>a</explore><action>look</action>", "action": "look",
-        "observation": "a \x85 room", "spark": True, "requested": 2, "granted": 2,
+        "observation": "a \x85 room", "spark": True, "requested": 2, "granted": 2, "reinvested": 0,
         "prompt_tokens": 1, "response_tokens": 2, "logprob": -0.75, "reward": 0.0, "done": False,
         "outcome": None, "advantage": 0.5,
     }  # fmt: skip

@@ -89,6 +89,23 @@ def test_a_budget_of_tokens_ends_rl_and_survives_a_crash(tmp_path, monkeypatch):
         play(tmp_path / "whole", *settings, "rl.sampled_tokens=3000")
 
 
+def test_budget_rules_survive_a_crash(tmp_path, monkeypatch):
+    settings = ["tree.reinvest=True", "tree.adapt=True", "tree.roots=2", "tree.leaves=6", *QUICK]
+    settings += ["checkpoint.every=2", "rl.iterations=4"]
+    play(tmp_path / "whole", *settings)
+    lines = rl_lines(tmp_path / "whole")
+    assert [row["rollout/budget_used"] for row in lines] == [1.0] * 4
+    assert sum(row["rollout/reinvested"] for row in lines) > 4
+    branches = [row["rollout/branch_doors-2x3"] for row in lines]
+    assert branches[0] == 2 and len(set(branches)) > 1
+    trees = [read_trees(tree_path(tmp_path / "whole", i)) for i in range(4)]
+    assert [{tree["branch"] for tree in some} for some in trees] == [{b} for b in branches]
+
+    killed_and_resumed(tmp_path / "killed", monkeypatch, settings, at=4)
+    assert rl_lines(tmp_path / "killed") == lines
+    assert [read_trees(tree_path(tmp_path / "killed", i)) for i in range(4)] == trees
+
+
 SEPARATE = ["tree.leaves=4", "tree.roots=4", "tree.signal=never", *QUICK]
 
 

@@ -3,9 +3,10 @@
 import dataclasses
 
 import pytest
-from scripted import DIALOGUE, TASK, InstantEnvironments, ScriptedEngine
+from scripted import DIALOGUE, END, TASK, ByteCodec, InstantEnvironments, ScriptedEngine
 from test_learn_advantage import forked_tree
 
+from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
 from spark_jax.rollout.identity import host_random
 from spark_jax.rollout.reliability import count_forks, reliabilities
@@ -41,6 +42,36 @@ def test_surprise_is_that_of_the_reasoning():
     assert DIALOGUE.surprise(list(b"<action>go</action>"), [-1.0] * 18 + [-20.0]) == 2.0
     assert DIALOGUE.surprise(list(b"<action>go</action>!"), [-1.0] * 19 + [-21.0]) == 2.0
     assert DIALOGUE.surprise([], []) == 0.0
+    # The end-of-turn token and what follows the block count for nothing.
+    ended = [*b"<think>a</think>", END]
+    assert DIALOGUE.surprise(ended, [-0.5] * reasoning + [-9.0]) == 0.5
+
+
+def test_the_token_that_completes_the_block_counts_whatever_else_it_holds():
+    class Words(ByteCodec):
+        def token_bytes(self):
+            return [b"", b"<think>", b"a", b"</thi", b"nk><act", b"ion>go</action>"]
+
+    dialogue = dataclasses.replace(DIALOGUE, codec=Words())
+    assert dialogue.surprise([1, 2, 3, 4, 5], [-1.0, -2.0, -3.0, -6.0, -90.0]) == 3.0
+    swapped = dataclasses.replace(dialogue, swap={2: 5, 5: 2})
+    assert swapped.surprise([1, 5, 3, 4, 2], [-1.0, -2.0, -3.0, -6.0, -90.0]) == 3.0
+    assert swapped.surprise([1, 5, 2], [-1.0, -2.0, -6.0]) == 3.0
+
+
+def test_surprise_is_measured_only_where_the_signal_looks_at_it(monkeypatch):
+    def fail(*_):
+        raise AssertionError("nobody asked")
+
+    monkeypatch.setattr(Dialogue, "surprise", fail)
+    engine = MoodyEngine(0.3)
+    for name in ("explore", "random"):
+        rule = TreeRule(8, 2, 2, name, make_signal(name, 0.5))
+        grow_trees(
+            [TASK], engine, InstantEnvironments(), [DIALOGUE], [rule], LIMITS, (0, "rl", 0)
+        )  # fmt: skip
+    with pytest.raises(AssertionError, match="nobody asked"):
+        grow("entropy", 0)
 
 
 class MoodyEngine(ScriptedEngine):
@@ -54,11 +85,11 @@ class MoodyEngine(ScriptedEngine):
 
 def grow(name, seed, latency=0, tasks=1, counts=None, explore_rate=0.3):
     engine = MoodyEngine(explore_rate, latency)
-    rule = TreeRule(8, 2, 2, name, make_signal(name, 0.0, 0.1, counts))
+    rule = TreeRule(8, 2, 2, name, make_signal(name, 0.0, 0.1, counts), surprise=True)
     several = [dataclasses.replace(TASK, variation=i) for i in range(tasks)]
     return grow_trees(
-        several, engine, InstantEnvironments(latency=latency), [DIALOGUE] * tasks, rule, LIMITS,
-        (seed, "rl", 0), latency == 0,
+        several, engine, InstantEnvironments(latency=latency), [DIALOGUE] * tasks, [rule] * tasks,
+        LIMITS, (seed, "rl", 0), latency == 0,
     )  # fmt: skip
 
 

@@ -7,6 +7,8 @@ Most formulas give one number a leaf (a constant row); `sibling` gives one numbe
 
 from __future__ import annotations
 
+import difflib
+import functools
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -148,19 +150,59 @@ def sibling(tree: Tree, weights: np.ndarray) -> np.ndarray:
     return np.repeat(advantage_G[None, :], len(tree.leaf_ids()), axis=0)
 
 
-def anchor_steps(tree: Tree, weights: np.ndarray, discount: float = GIGPO_DISCOUNT) -> np.ndarray:
+def anchor_steps(
+    tree: Tree,
+    weights: np.ndarray,
+    discount: float = GIGPO_DISCOUNT,
+    similarity: float = 1.0,
+) -> np.ndarray:
     """Steps taken in the same state are compared with each other (GiGPO, arXiv 2505.10978): a state
     is the last observation before the step; the value of a step of leaf l is R_l discounted by the
     turns that were left; within a state values are normalised like rewards in `leaf_group`. A state
-    that was met once says nothing: 0."""
+    that was met once says nothing: 0.
+
+    `similarity`: observations that are so similar are one state (`groups_of_similar`).
+    """
     rewards, steps = leaf_rewards(tree), path_steps(tree)
-    met: dict[str, list[tuple[int, int]]] = {}  # state -> (leaf, node) that acted there
+    seen: dict[str, list[tuple[int, int]]] = {}  # observation -> (leaf, node) that acted there
     for leaf, end in enumerate(tree.leaf_ids()):
         for node in tree.path(end)[1:]:
-            met.setdefault(_state(tree, tree.nodes[node].parent), []).append((leaf, node))
+            seen.setdefault(_state(tree, tree.nodes[node].parent), []).append((leaf, node))
+    met: dict[str, list[tuple[int, int]]] = {}  # the same by state
+    states = groups_of_similar(seen, similarity)
+    for text, acted in seen.items():
+        met.setdefault(states[text], []).extend(acted)
     left_LG = steps[:, None] - np.array([node.step for node in tree.nodes])
     # At nodes off the path of a leaf the power may be any number: none of them is looked at.
     return _normalised_within(met.values(), rewards[:, None] * discount**left_LG, weights)
+
+
+def groups_of_similar(texts: Iterable[str], similarity: float) -> dict[str, str]:
+    """Text -> the first text of its group, for distinct texts.
+
+    As the released code of GiGPO does it: a text joins the first group to whose first text its
+    similarity is at least `similarity`, else it begins a group. The similarity is
+    `difflib.SequenceMatcher.ratio`, 2 * (words in common, in order) / (words of both); of words,
+    where that code takes characters: cheaper, and what differs counts the same however long it is.
+    With 1 only equal texts are in one group.
+    """
+    if similarity >= 1.0:
+        return {text: text for text in texts}
+    firsts: dict[str, list[str]] = {}  # first text of a group -> its words
+    out = {}
+    for text in texts:
+        # The second sequence is the one that difflib prepares for being compared with many.
+        matcher = difflib.SequenceMatcher(isjunk=None, b=text.split(), autojunk=False)
+        for first, words in firsts.items():
+            matcher.set_seq1(words)
+            bounds = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
+            if all(bound() >= similarity for bound in bounds):
+                out[text] = first
+                break
+        else:
+            firsts[text] = text.split()
+            out[text] = text
+    return out
 
 
 def _normalised_within(
@@ -229,12 +271,23 @@ def mix(parts: Sequence[tuple[float, Advantage]]) -> Advantage:
     return mixed
 
 
+def gigpo(similarity: float = 1.0) -> Advantage:
+    """GiGPO's A = A_episode + omega * A_step, with omega = 1."""
+    steps = functools.partial(anchor_steps, similarity=similarity)
+    return mix(((1.0, leaf_group), (GIGPO_WEIGHT, steps)))
+
+
 ADVANTAGES: dict[str, Advantage] = {
     "leaf_group": leaf_group,
     "step_rows": step_rows,
     "no_std": no_std,
     "sibling": sibling,
-    "gigpo": mix(((1.0, leaf_group), (GIGPO_WEIGHT, anchor_steps))),
+    "gigpo": gigpo(),
     "rlvmr": mix(((1.0, leaf_group), (RLVMR_WEIGHT, tagged_steps))),
     "mix": mix(((0.5, leaf_group), (0.5, sibling))),
 }
+
+
+def make_advantage(name: str, similarity: float = 1.0) -> Advantage:
+    """The formula that `algo.advantage` names. `similarity`: of `gigpo`."""
+    return gigpo(similarity) if name == "gigpo" else ADVANTAGES[name]

@@ -116,6 +116,7 @@ class Codec:
         self.end_of_turn_id: int = self._special[self._chat.end]
         pads = [self._special[token] for token in self._chat.pad if token in self._special]
         self.pad_id: int = (pads + [self.end_of_turn_id])[0]
+        self._bytes: list[bytes] = []  # of each id, once they were asked for
 
     def _plain(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
@@ -162,7 +163,8 @@ class Codec:
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of each id, [vocab_size]; their concatenation is what `decode` decodes."""
-        return token_bytes(self._tokenizer, self.vocab_size)
+        self._bytes = self._bytes or token_bytes(self._tokenizer, self.vocab_size)
+        return self._bytes
 
     def save_for_transformers(self, folder: str | Path) -> None:
         """Writes what `transformers.AutoTokenizer` loads, with a chat template where the format is

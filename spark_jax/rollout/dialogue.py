@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from spark_jax.models.chat import Codec
 from spark_jax.types import Start
 
-_REASONED = re.compile(r"</(?!action>)\w+>")
+_REASONED = re.compile(rb"</(?!action>)\w+>")
 NO_ACTION = "No action found. Answer with <action>...</action>."
 
 
@@ -50,13 +51,12 @@ class Dialogue:
         completes a block that is not the action; of the whole response where there is none."""
         if not response:
             return 0.0
-
-        def complete(n: int) -> bool:
-            return bool(_REASONED.search(self.text(response[: n + 1])))
-
-        end = bisect.bisect_left(range(len(response)), True, key=complete)
-        reasoning = logprobs[: end + 1]
-        return -math.fsum(reasoning) / len(reasoning)
+        table = self.codec.token_bytes()
+        pieces = [table[token] for token in self._swapped(response)]
+        if complete := _REASONED.search(b"".join(pieces)):
+            ends = list(itertools.accumulate(map(len, pieces)))
+            logprobs = logprobs[: bisect.bisect_left(ends, complete.end()) + 1]
+        return -math.fsum(logprobs) / len(logprobs)
 
     def _swapped(self, tokens: list[int]) -> list[int]:
         return [self.swap.get(token, token) for token in tokens] if self.swap else tokens

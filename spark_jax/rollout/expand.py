@@ -18,6 +18,7 @@ from spark_jax.rollout.budget import Budget, Indices
 from spark_jax.rollout.dialogue import NO_ACTION, Dialogue
 from spark_jax.rollout.engine import Engine, Row
 from spark_jax.rollout.identity import row_key
+from spark_jax.rollout.reinvest import Place, share_out
 from spark_jax.rollout.signals import Signal, Step
 from spark_jax.types import Node, Outcome, PastStep, Start, StepResult, Task, Tree, UserError
 
@@ -33,6 +34,8 @@ class TreeRule:
     signal: Signal
     fork_at: str = "next_step"  # or "same_step": keep the reasoning, resample the action
     tags: tuple[Kind, ...] = THINKING  # kinds of reasoning that a response may begin with
+    reinvest: bool = False  # leaves that are left in the end are spent (rollout/reinvest.py)
+    surprise: bool = False  # the signal looks at `Node.surprise`, which is 0 otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,16 +60,16 @@ class _Path:
 
 @dataclasses.dataclass(eq=False)
 class _Fork:
-    """A granted or requested fork: everything an extra sibling starts from."""
+    """Children of one node, asked for or given: everything that a further one starts from."""
 
     parent: Indices
-    source: Row  # row of child 0, whose prefix the siblings share
+    source: Row  # its prefix is shared: the row of child 0, or the prompt's
     tokens: list[int]
     past: tuple[PastStep, ...]
     step: int
     score: float
     head: tuple[int, ...] = ()
-    siblings: list[int] = dataclasses.field(default_factory=list)  # child indices, once granted
+    siblings: Sequence[int] = ()  # indices of the children that are to be started
 
 
 class _Growing:
@@ -74,19 +77,19 @@ class _Growing:
     numbers at the end, in depth-first order, so timing never shows in the result."""
 
     def __init__(self, task: Task, dialogue: Dialogue, identity: tuple, rule: TreeRule):
-        self.task, self.dialogue, self.identity = task, dialogue, identity
+        self.task, self.dialogue, self.identity, self.rule = task, dialogue, identity, rule
         self.nodes: dict[Indices, Node] = {}
         self.budget = Budget(rule.leaves, identity)
         self.paths: dict[Indices, _Path] = {}
         self.forks: dict[Indices, _Fork] = {}  # asked for, not decided
         self.granted: list[_Fork] = []  # decided, waiting for the shared prefix
-        self.prompt: list[int] = []
+        self.spare: dict[Indices, _Fork] = {}  # places for leaves that are left in the end
 
     @property
     def finished(self) -> bool:
         return len(self.nodes) > 1 and not self.paths and not self.granted
 
-    def tree(self, rule: TreeRule) -> Tree:
+    def tree(self) -> Tree:
         order = sorted(self.nodes)  # a prefix sorts before what extends it: depth-first
         number = {indices: i for i, indices in enumerate(order)}
         for indices in order:
@@ -95,10 +98,10 @@ class _Growing:
             node.parent = number[indices[:-1]] if indices else -1
         return Tree(
             task=self.task,
-            leaves=rule.leaves,
-            roots=rule.roots,
-            branch=rule.branch,
-            signal=rule.signal_name,
+            leaves=self.rule.leaves,
+            roots=self.rule.roots,
+            branch=self.rule.branch,
+            signal=self.rule.signal_name,
             nodes=[self.nodes[indices] for indices in order],
         )
 
@@ -108,7 +111,7 @@ def grow_trees(
     engine: Engine,
     environments: EnvPool,
     dialogues: Sequence[Dialogue],
-    rule: TreeRule,
+    rules: Sequence[TreeRule],
     limits: Limits,
     identity: tuple,
     deterministic: bool = True,
@@ -117,31 +120,30 @@ def grow_trees(
     """Grows one tree per task; returns them in the order of `tasks`.
 
     Args:
-      dialogues: one per task.
+      dialogues, rules: one per task.
       identity: (seed, phase, iteration); together with a task's occurrence in `tasks` and the path
         of child indices it keys every random draw.
       deterministic: take environment results at fixed points of the schedule, so that batches do
         not depend on how long environments take. The trees are the same either way up to rounding.
       on_tree: called with each finished tree, for progress.
     """
-    grower = _Grower(engine, environments, rule, limits)
+    grower = _Grower(engine, environments, limits)
     seen: dict[Task, int] = {}
     todo = []
-    for task, dialogue in zip(tasks, dialogues, strict=True):
+    for task, dialogue, rule in zip(tasks, dialogues, rules, strict=True):
         seen[task] = seen.get(task, -1) + 1
         who = (task.env, task.type, task.variation, task.seed, seen[task])
         todo.append(_Growing(task, dialogue, (*identity, who), rule))
     grower.run(todo, deterministic, on_tree)
-    return [growing.tree(rule) for growing in todo]
+    return [growing.tree() for growing in todo]
 
 
 class _Grower:
     """State of one call of `grow_trees`."""
 
-    def __init__(self, engine, environments, rule, limits):
+    def __init__(self, engine, environments, limits):
         self.engine: Engine = engine
         self.environments: EnvPool = environments
-        self.rule: TreeRule = rule
         self.limits: Limits = limits
         self.owner: dict[Row, tuple[_Growing, _Path | None]] = {}
         self.playing: dict[tuple, tuple[_Growing, _Path | None]] = {}
@@ -151,7 +153,7 @@ class _Grower:
         unopened, open_trees = list(todo), []
         self.numbers = {growing: i for i, growing in enumerate(todo)}
         while unopened or open_trees:
-            while unopened and self._may_open(len(open_trees)):
+            while unopened and self._may_open(open_trees):
                 open_trees.append(unopened.pop(0))
                 self._open(open_trees[-1])
             finished = self.engine.round() if self.engine.busy else []
@@ -165,20 +167,23 @@ class _Grower:
                 self._on_row(row)
             for growing in open_trees:
                 self._decide(growing)
+                if growing.finished:
+                    self._reinvest(growing)
                 self._start_siblings(growing)
             done = [growing for growing in open_trees if growing.finished]
             for growing in done:
                 open_trees.remove(growing)
                 if on_tree:
-                    on_tree(growing.tree(self.rule))
+                    on_tree(growing.tree())
 
     # --- opening ----------------------------------------------------------------------------
 
-    def _may_open(self, trees: int) -> bool:
+    def _may_open(self, open_trees: Sequence[_Growing]) -> bool:
         """New trees start while workers would idle: fewer paths compete for environments, so
         fewer are replayed. At least one tree is open."""
-        return trees == 0 or (
-            trees * self.rule.roots < max(self.environments.workers, self.engine.shape.rows)
+        roots = sum(growing.rule.roots for growing in open_trees)
+        return not open_trees or (
+            roots < max(self.environments.workers, self.engine.shape.rows)
             and not self.environments.waiting()
         )
 
@@ -200,19 +205,16 @@ class _Grower:
             )
         growing.nodes[()] = Node(
             0, -1, 0, context_ids=tokens, prompt=text, observation=start.observation,
-            requested=self.rule.roots, granted=self.rule.roots,
+            requested=growing.rule.roots, granted=growing.rule.roots,
         )  # fmt: skip
-        growing.prompt = tokens
         row = Row(list(tokens), row_key(*growing.identity, ()), budget=0)
         self.owner[row] = (growing, None)
         self.engine.add(row)
 
     def _roots(self, growing: _Growing, prompt: Row) -> None:
-        for i in range(self.rule.roots):
-            pages = self.engine.fork(prompt.pages)
-            growing.budget.start((i,), completed=0)
-            self._start(growing, (i,), growing.prompt, pages, (), step=1, score=0.0)
-        self.engine.release(prompt.pages)
+        prompt.prefix = prompt.pages
+        fork = _Fork((), prompt, prompt.tokens, (), step=1, score=0.0)
+        self._grant(growing, fork, range(growing.rule.roots))
         self.environments.rename(self._key(growing, ()), self._key(growing, (0,)))
 
     def _start(
@@ -239,16 +241,17 @@ class _Grower:
             return
         response = [*path.head, *row.response]
         text = growing.dialogue.text(response)
-        parsed = parse_response(text, self.rule.tags)
+        parsed = parse_response(text, growing.rule.tags)
         node = Node(
             -1, -1, path.step, response_ids=row.response, logprobs=row.logprobs,
             response=growing.dialogue.text(row.response), action=parsed.action,
             spark=parsed.kind == "explore" and not path.head, score=path.score,
             tag=parsed.kind if parsed.well_formed else "",
-            surprise=growing.dialogue.surprise(row.response, row.logprobs),
         )  # fmt: skip
+        if growing.rule.surprise:
+            node.surprise = growing.dialogue.surprise(row.response, row.logprobs)
         growing.nodes[path.indices] = node
-        if self._splits_here(path, parsed):
+        if self._splits_here(growing, path, parsed):
             self._after_reasoning(growing, path, node)
         elif parsed.action:
             key = self._key(growing, path.indices)
@@ -258,9 +261,9 @@ class _Grower:
             result = StepResult(NO_ACTION, path.score, False, False, False)
             self._after_step(growing, path, node, result, played=False)
 
-    def _splits_here(self, path: _Path, parsed) -> bool:
+    def _splits_here(self, growing: _Growing, path: _Path, parsed) -> bool:
         return (
-            self.rule.fork_at == "same_step"
+            growing.rule.fork_at == "same_step"
             and not path.head
             and parsed.kind == "explore"
             and not parsed.action
@@ -327,11 +330,12 @@ class _Grower:
         """Child 0 goes on at once; a fork that was asked for waits for its depth's decision."""
         child = (*path.indices, 0)
         row = self._row(growing, child, tokens, path.row.pages, len(head))
-        may_fork = bool(head) or self.rule.fork_at == "next_step"
+        rule = growing.rule
+        may_fork = bool(head) or rule.fork_at == "next_step"
         names = (path.indices[: i + 1] for i in range(len(path.indices)))
         surprises = tuple(growing.nodes[name].surprise for name in names)
         look = Step(node.spark, surprises, (*growing.identity, path.indices))
-        node.requested = self.rule.branch if may_fork and self.rule.signal(look) else 1
+        node.requested = rule.branch if may_fork and rule.signal(look) else 1
         if growing.budget.request(path.indices, path.step, node.requested):
             fork = _Fork(path.indices, row, list(tokens), past, step, score, head)
             growing.forks[path.indices] = fork
@@ -351,16 +355,36 @@ class _Grower:
         for grant in growing.budget.decide():
             fork = growing.forks.pop(grant.who)
             growing.nodes[grant.who].granted = grant.granted
-            fork.siblings = list(range(1, grant.granted))
-            for i in fork.siblings:
-                growing.budget.start((*grant.who, i), fork.step - 1)
-            if fork.siblings:
-                growing.granted.append(fork)
+            if grant.granted > 1:
+                self._grant(growing, fork, range(1, grant.granted))
             else:
                 self._drop_prefix(fork.source)
 
+    def _grant(self, growing: _Growing, fork: _Fork, siblings: Sequence[int]) -> None:
+        """`siblings` are new leaves below `fork.parent`."""
+        fork.siblings = siblings
+        for i in siblings:
+            growing.budget.start((*fork.parent, i), fork.step - 1)
+        growing.granted.append(fork)
+
+    def _reinvest(self, growing: _Growing) -> None:
+        """All paths have ended: what is left of the budget goes to where the outcome is open."""
+        ended = [(who, node.outcome) for who, node in growing.nodes.items() if node.done]
+        places = []
+        for who in growing.spare:
+            below = [outcome for leaf, outcome in ended if leaf[: len(who)] == who]
+            places.append(Place(who, below.count("success"), len(below)))
+        left = growing.rule.leaves - growing.budget.current if places else 0
+        for who, count in share_out(places, left).items():
+            node = growing.nodes[who]
+            node.reinvested = count
+            first = node.granted
+            self._grant(growing, growing.spare.pop(who), range(first, first + count))
+
     def _start_siblings(self, growing: _Growing) -> None:
-        """Granted siblings begin once child 0 has brought the shared prefix into the cache."""
+        """Granted siblings begin once the shared prefix is in the cache. It is kept as long as
+        leaves may be left over for it; where the engine has taken its pages meanwhile, they are
+        made again from its tokens."""
         for fork in list(growing.granted):
             if fork.source.prefix is None:
                 continue
@@ -371,7 +395,11 @@ class _Grower:
                     growing, (*fork.parent, i), fork.tokens, pages, fork.past, fork.step,
                     fork.score, fork.head,
                 )  # fmt: skip
-            self._drop_prefix(fork.source)
+            growing.spare[fork.parent] = fork
+        if not growing.rule.reinvest or growing.budget.current >= growing.rule.leaves:
+            for fork in growing.spare.values():
+                self._drop_prefix(fork.source)
+            growing.spare.clear()
 
     def _drop_prefix(self, row: Row) -> None:
         row.keep_prefix = False

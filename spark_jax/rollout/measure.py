@@ -85,6 +85,8 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
         "rollout/success_rate": sum(p.success for p in paths) / len(paths),
         "rollout/score": sum(p.score for p in paths) / len(paths),
         "rollout/leaves": len(paths),
+        "rollout/budget_used": len(paths) / sum(tree.leaves for tree in trees),
+        "rollout/reinvested": sum(node.reinvested for tree in trees for node in tree.nodes),
         "rollout/steps": steps / len(paths),
         "rollout/responses": len(nodes),
         "rollout/explore_rate": sum(node.spark for node in nodes) / len(nodes),

@@ -20,6 +20,7 @@ Signal = Callable[[Step], bool]
 ForkCounts = Mapping[str, Sequence[int]]  # source -> (forks that split, forks)
 
 SOURCES = ("explore", "entropy")  # what `calibrated` weighs
+USES_SURPRISE = ("entropy", "calibrated")  # signals that look at more than the tag
 FIRST_STEPS = 2  # steps that a rise of surprise is measured from
 
 

@@ -22,6 +22,7 @@ _EVALUATED_BY = (
     "env.",
     "model.",
     "rollout.",
+    "tree.fork_at",
     "eval.temperature",
     "eval.splits",
     "eval.episodes",

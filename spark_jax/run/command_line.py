@@ -53,7 +53,7 @@ def parse(
         help="Python file with get_config(preset), for example configs/scienceworld.py:smollm2; "
         "any key can be overridden: --config.tree.leaves=16",
     )
-    rest, overrides = _take_overrides(argv)
+    rest, overrides = take_overrides(argv)
     options, unknown = parser.parse_known_args(rest)
     if unknown:
         name = unknown[0].split("=")[0]
@@ -84,18 +84,19 @@ def exit_code(command: Callable[[Sequence[str]], int | None], argv: Sequence[str
         return 130
 
 
-def _take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Splits argv into other arguments and `KEY=VALUE` of `--config.KEY=VALUE` (or two words)."""
     rest: list[str] = []
     overrides: list[str] = []
-    words = iter(argv)
-    for word in words:
+    words = list(argv)
+    while words:
+        word = words.pop(0)
         if not word.startswith("--config."):
             rest.append(word)
         elif "=" in word:
             overrides.append(word.removeprefix("--config."))
         else:
-            value = next(words, None)
             key = word.removeprefix("--config.")
-            overrides.append(key if value is None else f"{key}={value}")
+            has_value = bool(words) and not words[0].startswith("--")
+            overrides.append(f"{key}={words.pop(0)}" if has_value else key)
     return rest, overrides

@@ -42,10 +42,13 @@ def base_config() -> ConfigDict:
     config.tree.signal_rate = 0.2  # signal=random: chance that a step is a spark point
     config.tree.signal_rise = 0.2  # signal=entropy, calibrated: nats a token above the first steps
     config.tree.fork_at = "next_step"  # next_step (the paper's Eq. 6) or same_step
+    config.tree.reinvest = False  # leaves left in the end go to where the outcome is most open
+    config.tree.adapt = False  # roots and branch by the success rate of the task's type
 
     config.algo = ConfigDict()
     config.algo.name = "spark"  # grpo, gigpo, rlvmr: separate episodes; eto; sft; react: prompting
     config.algo.advantage = "leaf_group"  # see CHOICES; formulas in learn/advantage.py
+    config.algo.similarity = 1.0  # advantage=gigpo: of observations that are one state; 1: equal
     config.algo.leaf_weight = "uniform"  # uniform (the paper) or path (product of 1/b_eff)
     config.algo.token_mean = "step"  # step: over all tokens of the optimiser step; leaf: per leaf
     config.algo.invalid_penalty = 0.0  # subtracted from the advantage of an invalid step's tokens

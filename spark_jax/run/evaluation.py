@@ -10,7 +10,6 @@ from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
 from spark_jax.run.evalfile import EpisodeResult, episode_result
-from spark_jax.run.policy import EPISODE
 from spark_jax.types import Task, Tree
 
 
@@ -20,16 +19,16 @@ def play_panel(
     engine: Engine,
     environments: EnvPool,
     dialogue: Dialogue,
+    rule: TreeRule,
     limits: Limits,
     seed: int,
     temperature: float,
     deterministic: bool = True,
     on_episode: Callable[[EpisodeResult], None] | None = None,
     sample: int = 0,
-    rule: TreeRule = EPISODE,
 ) -> list[EpisodeResult]:
-    """One episode per task, in the order of the panel. With another `rule` a tree is grown for each
-    task, and the leaf that its leaves vote for is the episode (rollout/vote.py).
+    """One episode per task, in the order of the panel. With a `rule` of several leaves a tree is
+    grown for each task, and the leaf that its leaves vote for is the episode (rollout/vote.py).
 
     The random keys depend on (seed, sample, task) and not on the parameters: two policies that
     play the same panel are compared under common random numbers.
@@ -41,7 +40,8 @@ def play_panel(
             on_episode(episode_result(tree))
 
     trees = grow_trees(
-        panel, engine, environments, [dialogue] * len(panel), rule, limits,
+        panel, engine, environments, [dialogue] * len(panel),
+        [rule] * len(panel), limits,
         (seed, "eval", sample), deterministic, tell,
     )  # fmt: skip
     return [episode_result(tree) for tree in trees]

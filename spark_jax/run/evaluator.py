@@ -21,14 +21,16 @@ from spark_jax.run.checkpoint import NEWEST, check_checkpoint, saved_parameters
 from spark_jax.run.compilations import keep_on_disk
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation
 from spark_jax.run.evaluation import play_panel
-from spark_jax.run.policy import EPISODE, limits, load_policy, make_engine, tree_rule
+from spark_jax.run.policy import episode_rule, limits, load_policy, make_engine, voting_rule
 from spark_jax.run.progress import Progress
 from spark_jax.run.recorded import Recorded, panel_of, played_by
 from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
 from spark_jax.run.worlds import make_world
 from spark_jax.types import Task
 
-PLAYED_BY = ("seed", "env.", "model.", "rollout.", "tree.")  # settings that an episode depends on
+# Settings that an episode depends on, and a vote besides.
+PLAYED_BY = ("seed", "env.", "model.", "rollout.", "tree.fork_at")
+VOTED_BY = (*PLAYED_BY, "tree.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +66,10 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
     policy = load_policy(config, workdir, None)
     params, step = saved_parameters(workdir, policy.params, request.checkpoint)
     engine = make_engine(config, policy)
-    rule = tree_rule(config, None) if request.fork else EPISODE
+    rule = voting_rule(config) if request.fork else episode_rule(config)
     dialogue = Dialogue(policy.codec, world.system, world.first_message)
     head = {**dataclasses.asdict(request), "splits": list(request.splits), "step": step}
-    head["config"] = played_by(config, PLAYED_BY)
+    head["config"] = played_by(config, VOTED_BY if request.fork else PLAYED_BY)
     file = workdir / "evaluations" / f"{request.name}.jsonl"
     workers = config.env.workers or default_workers()
     part = max(32, 2 * config.rollout.rows)  # episodes played, then written, at a time
@@ -83,9 +85,9 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
                     left = [task for task in tasks if (sample, task) not in done]
                     for i in range(0, len(left), part):
                         played = play_panel(
-                            left[i : i + part], params, engine, environments, dialogue,
+                            left[i : i + part], params, engine, environments, dialogue, rule,
                             limits(config), request.seed, request.temperature,
-                            config.rollout.deterministic, None, sample, rule,
+                            config.rollout.deterministic, None, sample,
                         )  # fmt: skip
                         done.add(sample, played)
                         progress.advance(len(played), success=done.success_rate())

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.tasks import tasks_of_iteration
-from spark_jax.learn.advantage import ADVANTAGES, LEAF_WEIGHTS, path_success_rate
+from spark_jax.learn.advantage import LEAF_WEIGHTS, make_advantage, path_success_rate
 from spark_jax.learn.credit import normaliser, record_advantages, segment_weights
 from spark_jax.learn.pack import PackedBatch, micro_batches, pack_trees
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
+from spark_jax.rollout.adapt import Rates, Shape, adapt_metrics, adapted
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import grow_trees
@@ -52,11 +53,13 @@ def rollout(
     swap_for: Callable[[Task, random.Random], dict[int, int]] | None = None,
     on_tree: Callable[[Tree], None] | None = None,
     counts: ForkCounts | None = None,
+    rates: Rates | None = None,
 ) -> tuple[list[Tree], dict[str, float]]:
     """The trees of an iteration and the `rollout/*` and `time/*` metrics.
 
     `swap_for`: draws which names the dialogue of a task swaps (run/rename.py).
     `counts`: of the forks of past iterations, for `tree.signal=calibrated`.
+    `rates`: of success in past iterations, for `tree.adapt`.
     """
     start = time.perf_counter()
     before = dict(environments.stats)
@@ -65,9 +68,16 @@ def rollout(
     if swap_for:
         rng = random.Random(f"rename {config.seed} {iteration}")
         dialogues = [dataclasses.replace(dialogue, swap=swap_for(task, rng)) for task in tasks]
+    rule, adapting = tree_rule(config, counts), {}
+    rules = [rule] * len(tasks)
+    if config.tree.adapt:
+        shape, rates = Shape(rule.roots, rule.branch), rates or {}
+        adapting = adapt_metrics(shape, rates, tasks)
+        shapes = [adapted(shape, rates, task.type) for task in tasks]
+        rules = [dataclasses.replace(rule, **changed._asdict()) for changed in shapes]
     engine.use(params, config.rl.temperature)
     trees = grow_trees(
-        tasks, engine, environments, dialogues, tree_rule(config, counts), limits(config),
+        tasks, engine, environments, dialogues, rules, limits(config),
         (config.seed, "rl", iteration), config.rollout.deterministic, on_tree,
     )  # fmt: skip
     spent = {name: environments.stats[name] - before[name] for name in before}
@@ -89,7 +99,7 @@ def rollout(
         "time/host_s": stats.host_seconds,
         "time/env_s": spent["step_seconds"],
     }
-    return trees, metrics
+    return trees, metrics | adapting
 
 
 def learn(
@@ -112,12 +122,13 @@ def learn(
     """
     start = time.perf_counter()
     weight = LEAF_WEIGHTS[config.algo.leaf_weight]
+    advantage = make_advantage(config.algo.advantage, config.algo.similarity)
     items = []
     for tree in trees:
         weights_L = weight(tree)
         credit = segment_weights(
             tree,
-            ADVANTAGES[config.algo.advantage](tree, weights_L),
+            advantage(tree, weights_L),
             weights_L,
             config.algo.invalid_penalty,
             per_leaf=config.algo.token_mean == "leaf",

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from spark_jax.envs.pool import EnvPool, default_workers
 from spark_jax.envs.tasks import panel, seen, unseen
 from spark_jax.models.config import parameter_count
+from spark_jax.rollout.adapt import count_successes
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.reliability import count_forks, reliabilities
@@ -38,6 +39,7 @@ from spark_jax.run.iteration import iterations_in_all, learn, rl_is_over, rollou
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.policy import (
     Policy,
+    episode_rule,
     limits,
     load_policy,
     make_engine,
@@ -70,6 +72,7 @@ class State:
     evaluated: list[str] = dataclasses.field(default_factory=list)
     sampled: list[int] = dataclasses.field(default_factory=list)  # tokens, by iteration of RL
     forks: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # rollout/reliability.py
+    rates: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # rollout/adapt.py
 
 
 class Run(NamedTuple):
@@ -311,6 +314,7 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
             trees, values = rollout(
                 config, state.iteration, train, params, this.engine,
                 this.environments, this.dialogue, swap_for, on_tree, state.forks,
+                state.rates,
             )  # fmt: skip
             state.sampled.append(values["rollout/response_tokens"])
             learner = functools.partial(learn_pairs, experts=experts) if pairs else learn
@@ -322,6 +326,8 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
             if config.tree.signal == "calibrated":
                 state.forks = count_forks(state.forks, trees, config.tree.signal_rise)
                 values |= reliabilities(state.forks)
+            if config.tree.adapt:
+                state.rates = count_successes(state.rates, trees)
             values["time/compilations"] = compilations() - compiled
             write_trees(this.workdir, state.iteration, trees)
             state.iteration += 1
@@ -351,8 +357,9 @@ def _play(this: Run, split: str, episodes: int, params: Any, on_episode=None):
     tasks = this.world.splits[split]
     chosen = panel(tasks, episodes or len(tasks), 0)  # one panel for all seeds
     return play_panel(
-        chosen, params, this.engine, this.environments, this.dialogue, limits(config),
-        config.seed, config.eval.temperature, config.rollout.deterministic, on_episode,
+        chosen, params, this.engine, this.environments, this.dialogue,
+        episode_rule(config), limits(config), config.seed, config.eval.temperature,
+        config.rollout.deterministic, on_episode,
     )  # fmt: skip
 
 

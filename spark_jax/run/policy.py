@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from spark_jax.envs.response import METAREASONING, THINKING
+from spark_jax.envs.response import METAREASONING, THINKING, Kind
 from spark_jax.learn.loss import KL_ESTIMATORS, policy_loss, sft_loss
 from spark_jax.learn.optimisers import OPTIMISERS
 from spark_jax.learn.step import Steps, make_steps
@@ -22,7 +23,7 @@ from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
 from spark_jax.rollout.engine import Engine, EngineShape
 from spark_jax.rollout.expand import Limits, TreeRule
-from spark_jax.rollout.signals import ForkCounts, make_signal, never
+from spark_jax.rollout.signals import USES_SURPRISE, ForkCounts, make_signal, never
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import UserError
 
@@ -104,15 +105,29 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
 
 
 def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
-    """Shape of the training trees. `counts`: for `tree.signal=calibrated`;
-    None: nothing is known of its sources yet."""
+    """Shape of the training trees. `counts`: for `tree.signal=calibrated`."""
+    return dataclasses.replace(voting_rule(config, counts), reinvest=config.tree.reinvest)
+
+
+def voting_rule(config: ConfigDict, counts: ForkCounts | None = None) -> TreeRule:
+    """The trees of forking at test time: those of the training, but no reward is looked at, and
+    nothing has been counted."""
     tree = config.tree
     signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
-    tags = METAREASONING if config.algo.name == "rlvmr" else THINKING
-    return TreeRule(tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, tags)
+    return TreeRule(
+        tree.leaves, tree.roots, tree.branch, tree.signal, signal, tree.fork_at, _tags(config),
+        surprise=tree.signal in USES_SURPRISE,
+    )  # fmt: skip
 
 
-EPISODE = TreeRule(leaves=1, roots=1, branch=1, signal_name="never", signal=never)
+def episode_rule(config: ConfigDict) -> TreeRule:
+    """A single path: where `tree.fork_at=same_step` makes the sampler stop after an <explore>, it
+    has to go on from there too."""
+    return TreeRule(1, 1, 1, "never", never, config.tree.fork_at, _tags(config))
+
+
+def _tags(config: ConfigDict) -> tuple[Kind, ...]:
+    return METAREASONING if config.algo.name == "rlvmr" else THINKING
 
 
 def limits(config: ConfigDict) -> Limits:

@@ -56,6 +56,7 @@ for _key in (
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
     _RULES[_key] = (lambda value: value > 0, "more than 0")
+_RULES["algo.similarity"] = (lambda value: 0 < value <= 1, "more than 0 and at most 1")
 _RULES["rl.clip"] = (lambda value: 0 < value < 1, "between 0 and 1")
 for _key in ("tree.signal_rate", "rl.decay_to", "sft.rename", "rl.rename"):
     _RULES[_key] = (lambda value: 0 <= value <= 1, "between 0 and 1")
@@ -97,6 +98,12 @@ def check_config(config: ConfigDict) -> None:
             f"config.algo.name={config.algo.name} samples separate episodes, so config.tree.roots "
             f"({tree.roots}) has to equal config.tree.leaves ({tree.leaves})."
         )
+    for key in ("tree.reinvest", "tree.adapt"):
+        if config.algo.name in SEPARATE_EPISODES and values[key]:
+            raise UserError(
+                f"config.{key} changes the shape of trees, but config.algo.name="
+                f"{config.algo.name} samples separate episodes; leave it at False."
+            )
     if config.algo.name == "react":
         _check_prompted(config)
     if config.sft.dialogues and config.sft.from_run:
@@ -113,6 +120,11 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             "config.algo.advantage=rlvmr rewards the tags of config.algo.name=rlvmr, which the "
             f"responses of config.algo.name={config.algo.name} do not have; change one of the two."
+        )
+    if config.algo.similarity < 1 and config.algo.advantage != "gigpo":
+        raise UserError(
+            f"config.algo.similarity is {config.algo.similarity}, which groups the states of "
+            f"config.algo.advantage=gigpo, not of {config.algo.advantage}; leave it at 1.0."
         )
     if config.algo.name == "eto":
         unused = {

@@ -108,6 +108,7 @@ def _node(node: Node) -> dict[str, Any]:
         "spark": node.spark,
         "requested": node.requested,
         "granted": node.granted,
+        "reinvested": node.reinvested,
         "prompt_tokens": len(node.context_ids),
         "response_tokens": len(node.response_ids),
         "logprob": round(math.fsum(node.logprobs), _DIGITS),
