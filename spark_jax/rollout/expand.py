@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from spark_jax.cache.pool import Pages
+from spark_jax.cache.pool import Pages, common_prefix
 from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.response import THINKING, Kind, parse_response
 from spark_jax.rollout.budget import Budget, Indices
@@ -80,11 +80,17 @@ class _Growing:
         self.paths: dict[Indices, _Path] = {}
         self.forks: dict[Indices, _Fork] = {}  # asked for, not decided
         self.granted: list[_Fork] = []  # decided, waiting for the shared prefix
+        self.start: Start | None = None
         self.prompt: list[int] = []
 
     @property
     def finished(self) -> bool:
         return len(self.nodes) > 1 and not self.paths and not self.granted
+
+    def past(self, indices: Indices) -> list[PastStep]:
+        """The steps of the path down to a node, those included that no environment saw."""
+        nodes = (self.nodes[indices[: i + 1]] for i in range(len(indices)))
+        return [PastStep(n.action, n.observation) for n in nodes if n.action or n.observation]
 
     def tree(self, rule: TreeRule) -> Tree:
         order = sorted(self.nodes)  # a prefix sorts before what extends it: depth-first
@@ -100,6 +106,7 @@ class _Growing:
             branch=rule.branch,
             signal=rule.signal_name,
             nodes=[self.nodes[indices] for indices in order],
+            rebuilt=self.dialogue.window.steps > 0,
         )
 
 
@@ -202,7 +209,7 @@ class _Grower:
             0, -1, 0, context_ids=tokens, prompt=text, observation=start.observation,
             requested=self.rule.roots, granted=self.rule.roots,
         )  # fmt: skip
-        growing.prompt = tokens
+        growing.start, growing.prompt = start, tokens
         row = Row(list(tokens), row_key(*growing.identity, ()), budget=0)
         self.owner[row] = (growing, None)
         self.engine.add(row)
@@ -287,8 +294,13 @@ class _Grower:
         past = path.past
         if played:
             past = (*past, PastStep(node.action, result.observation))
-        text, context = growing.dialogue.turn(result.observation, path.row.response)
-        tokens = path.row.tokens + context
+        rebuilt = growing.dialogue.window.steps > 0
+        if rebuilt:
+            text, context = growing.dialogue.prompt(growing.start, growing.past(path.indices))
+            tokens = context
+        else:
+            text, context = growing.dialogue.turn(result.observation, path.row.response)
+            tokens = path.row.tokens + context
         outcome = self._outcome(path, result, len(tokens))
         if outcome:
             node.done, node.outcome = True, outcome
@@ -296,6 +308,9 @@ class _Grower:
             node.requested = node.granted = 0 if node.spark else 1
             self._finish(growing, path)
             return
+        if rebuilt:  # the next prompt keeps what it shares with this path
+            shared = common_prefix(path.row.tokens, tokens)
+            self.engine.keep(path.row.pages, min(shared, len(tokens) - 1))
         node.prompt, node.context_ids = text, context
         self._go_on(growing, path, node, tokens, past, path.step + 1, result.score)
 

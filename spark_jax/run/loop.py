@@ -99,7 +99,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     if world.source:
         _say(world.source)
     examples = warm_up_examples(config, workdir, world)
-    policy = load_policy(config, workdir, warmup.texts(examples))
+    policy = load_policy(config, workdir, warmup.texts(examples, world.window))
     count = parameter_count(policy.config)
     _say(f"model {config.model.preset}: {count / 1e6:.1f} M parameters, "
          f"{policy.codec.vocab_size} tokens, {len(examples)} warm-up dialogues")  # fmt: skip
@@ -111,7 +111,9 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
         state, params, opt_state = _restore(config, policy, checkpoints)
         drop_later_trees(workdir, state.iteration - 1)
         with MetricsWriter(workdir, last_step=state.step, lines=state.lines) as metrics:
-            dialogue = Dialogue(policy.codec, world.system, world.first_message)
+            dialogue = Dialogue(
+                policy.codec, world.system, world.first_message, window=world.window
+            )
             this = Run(
                 config, workdir, world, environments, policy._replace(params=None), engine,
                 dialogue, checkpoints, metrics, state, _say,
@@ -160,7 +162,7 @@ def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[wa
     if path.is_file():
         return warmup.load_examples(path)
     if config.sft.from_run:
-        borrow.check_tags(config)
+        borrow.check_format(config)
         return borrow.dialogues(config.sft.from_run, workdir)
     if not config.sft.trajectories:
         return []
@@ -304,9 +306,14 @@ def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Ca
     train, sft = this.config.train, this.config.sft
     targets = row_targets(this.config, sft.context_weight)
     shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
-    trees = warmup.dialogue_trees(examples, this.policy, train.row_tokens)
+    trees = _dialogue_trees(this, examples)
     vary = warmup.variation(trees, this.policy, sft.rename, this.world.known_names)
     return shape, trees, vary
+
+
+def _dialogue_trees(this: Run, examples) -> list[Tree]:
+    row_tokens = this.config.train.row_tokens
+    return warmup.dialogue_trees(examples, this.policy, row_tokens, this.world.window)
 
 
 def _stopped_rising(panels: list[float], patience: int) -> bool:
@@ -328,12 +335,13 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
         train = seen(train, (example.task for example in examples))
     experts = {}
     if pairs:
-        experts = warmup.whole_dialogues(examples, this.policy, config.train.row_tokens)
+        experts = warmup.whole_dialogues(
+            examples, this.policy, config.train.row_tokens, this.world.window
+        )
     swap_for = None
     if config.rl.rename:
-        trees = warmup.dialogue_trees(examples, this.policy, config.train.row_tokens)
         swap_for = swapper(
-            trees, this.policy.codec.token_bytes(), config.rl.rename,
+            _dialogue_trees(this, examples), this.policy.codec.token_bytes(), config.rl.rename,
             this.world.known_names,
         )  # fmt: skip
     with Progress("rl", total, "iteration", done=state.iteration) as progress:
