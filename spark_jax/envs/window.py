@@ -10,7 +10,7 @@ step and after four:
     short                                   full
     | find the key                          | find the key
     | A hall.                               | A hall.
-    | > go north                            |
+    | >go north                             |
     | A kitchen.                            | Action 1: go north
                                             | Observation 1: A kitchen.
 
@@ -18,13 +18,15 @@ step and after four:
     | A hall.                               | A hall.
     | ...                                   |
     | A shed.                               | (Steps 1 to 2 are left out.)
-    | > look                                | Observation 2: A shed.
+    | >look                                 | Observation 2: A shed.
     | A box.                                |
-    | > open box                            | Action 3: look
+    | >open box                             | Action 3: look
     | The key.                              | Observation 3: A box.
                                             | …
 
-What comes first changes least, so consecutive prompts have a long head in common.
+What comes first changes least, so consecutive prompts have a long head in common. The short style
+is for small models trained from scratch: there is no blank before an action, so that its tokens are
+those of the response, where it follows a tag.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def window_message(first_message: str, past: Sequence[PastStep], window: Window)
     if window.style == "short":
         lines = ["...", past[left_out - 1].observation] if left_out else []
         for _, step in shown:
-            lines += [f"> {step.action or NO_ACTION_TAKEN}", step.observation]
+            lines += [f">{step.action or NO_ACTION_TAKEN}", step.observation]
         return "\n".join([first_message, *lines])
     parts = []
     if left_out:

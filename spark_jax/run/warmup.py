@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from spark_jax.envs.response import parse_response
 from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.envs.trajectory import Trajectory
-from spark_jax.envs.window import WHOLE_PATH, Window, window_message
+from spark_jax.envs.window import Window, window_message
 from spark_jax.learn.credit import likelihood_normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
 from spark_jax.learn.rows import step_rows
@@ -105,25 +105,20 @@ def given_examples(path: Path, world: World, count: int) -> list[Example]:
     return examples[:count]
 
 
-def texts(examples: Sequence[Example], window: Window = WHOLE_PATH) -> list[str]:
+def texts(examples: Sequence[Example]) -> list[str]:
     """All texts of the dialogues: what a vocabulary is learned from."""
     out = []
     for example in examples:
         out += [example.system, example.user]
         out += [text for turn in example.turns for text in turn]
-        if window.steps:
-            out.append(window_message(example.user, _past(example), window))
     return out
-
-
-def _past(example: Example) -> list[PastStep]:
-    return [PastStep(parse_response(said).action, seen) for said, seen in example.turns]
 
 
 def dialogue_tree(example: Example, policy: Policy, row_tokens: int, window: Window) -> Tree | None:
     """The dialogue as a tree with one leaf, cut after the last turn that fits a row of the
     learner (with a `window` each turn is a row of its own); None if not even the first one does."""
-    codec, past = policy.codec, _past(example)
+    codec = policy.codec
+    past = [PastStep(parse_response(said).action, seen) for said, seen in example.turns]
     prompt = codec.encode_prompt(example.system, example.user)
     used, turns = len(prompt), []
     for i, (text, observation) in enumerate(example.turns, 1):

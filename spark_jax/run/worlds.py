@@ -45,7 +45,8 @@ def make_world(config: ConfigDict) -> World:
     """The world that `config.env` names: one of ours, or MODULE:FUNCTION, a function of the config
     that returns a World (docs/environments.md). With `algo.name=rlvmr` its prompt and its experts
     use that method's tags."""
-    window = Window(config.env.history, config.env.prompt)
+    history = config.env.get("history", 0)  # older work folders have no such key
+    window = Window(history, config.env.prompt)
     world = _named_world(config)._replace(window=window)
     if config.algo.name != "rlvmr":
         return world
