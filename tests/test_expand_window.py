@@ -146,14 +146,15 @@ def test_the_head_is_computed_once_for_a_tree(params, monkeypatch):
     assert [n.response_ids for n in same.nodes] == [n.response_ids for n in tree.nodes]
     prompts = [n.context_ids for n, kids in zip(tree.nodes, tree.children(), strict=True) if kids]
     assert whole.prefill_tokens == sum(len(p) - 1 for p in prompts)
-    # By hand: each prompt lacks what it does not share with the one before it on its path.
+    # By hand: each prompt lacks what it does not share with the path before it; the last token of
+    # either is never prefilled.
     lacking = len(prompts[0]) - 1
     for node, kids in zip(tree.nodes[1:], tree.children()[1:], strict=True):
         if kids:
-            before = tree.nodes[node.parent].context_ids
-            pairs = enumerate(zip(before, node.context_ids, strict=False))
-            shared = next(i for i, (a, b) in pairs if a != b)
-            lacking += len(node.context_ids) - 1 - shared
+            before = tree.nodes[node.parent].context_ids + node.response_ids
+            pairs = zip(before[:-1], node.context_ids[:-1], strict=False)
+            shared = [a == b for a, b in pairs]
+            lacking += len(node.context_ids) - 1 - [*shared, False].index(False)
     assert stats.prefill_tokens == lacking < 0.4 * whole.prefill_tokens
 
 

@@ -134,7 +134,7 @@ CASES = {
     # name: (advantage, leaf weight, per leaf, row tokens, tree shape)
     "several trees in a row": ("leaf_group", "uniform", False, 512, dict(branch=3)),
     "split, siblings, path weights": ("sibling", "path", False, 64, dict(branch=4, fork=0.7)),
-    "same step, mean per leaf": ("mix", "path", True, 128, dict(depth=7, same_step=True)),
+    "same step, mean per leaf": ("mix", "path", True, 384, dict(depth=7, same_step=True)),
 }
 
 
