@@ -62,6 +62,7 @@ class Node:
 
     Its segment of tokens is `response_ids` (sampled) followed by `context_ids` (end-of-turn,
     observation, header of the next assistant turn; for node 0 the whole prompt; empty on leaves).
+    In a tree of rebuilt prompts `context_ids` is the whole prompt of the next response instead.
     """
 
     id: int
@@ -99,6 +100,7 @@ class Tree:
     branch: int  # B
     signal: str
     nodes: list[Node]
+    rebuilt: bool = False  # each step has a prompt of its own (env.history > 0)
 
     def children(self) -> list[list[int]]:
         """Ids of the children of each node, in order."""

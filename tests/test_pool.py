@@ -1,11 +1,11 @@
 """The page pool as a state machine: reference counts, no leak, no write to a shared page."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from spark_jax.cache.pool import PagePool, Pages, PoolFull
+from spark_jax.cache.pool import PagePool, Pages, PoolFull, common_prefix
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -61,6 +61,14 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.free(held)
         assert held.ids == [] and held.length == 0
 
+    @precondition(lambda self: self.paths)
+    @rule(which=st.integers(0, 99), tokens=st.integers(0, 12))
+    def keep(self, which, tokens):
+        held, content = self.paths[which % len(self.paths)]
+        self.pool.keep(held, tokens)
+        del content[tokens:]
+        assert held.length == len(content) and len(held.ids) == -(-held.length // 3)
+
     @invariant()
     def counts_are_holders(self):
         for page in range(1, 9):
@@ -108,3 +116,10 @@ def test_pages_without_tokens_are_not_shared():
     held.length = 3
     assert len(pool.fork(held).ids) == 2
     assert [pool.holders[page] for page in held.ids] == [2, 2, 1]
+
+
+@given(st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)), st.lists(st.integers(0, 1)))
+def test_common_prefix(head, a, b):
+    a, b = head + a, head + b
+    expected = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+    assert common_prefix(a, b) == (min(len(a), len(b)) if expected is None else expected)

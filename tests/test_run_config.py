@@ -36,7 +36,7 @@ def test_default_is_the_tiny_preset_with_the_papers_tree():
 
 
 def test_number_of_keys():
-    assert len(flatten(base_config())) <= 87
+    assert len(flatten(base_config())) <= 88
 
 
 def test_every_key_has_a_comment():
@@ -130,6 +130,7 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["tree.leaves"], "--config.tree.leaves=VALUE"),
         (["tree.roots=9"], "more roots than leaves"),
         (["tree.branch=0"], "1 or more"),
+        (["env.history=-1"], "0 or more"),
         (["tree.signal=explor"], "did you mean explore?"),
         (["tree.fork_at=last_step"], "same_step"),
         (["algo.name=ppo"], "spark, grpo"),

@@ -14,6 +14,7 @@ from chat_server import Reply, says, serve  # noqa: E402
 
 from spark_jax.envs.pool import EnvPool  # noqa: E402
 from spark_jax.envs.toy import SYSTEM, ToyEnvironment, right_door, solution, toy_tasks  # noqa: E402
+from spark_jax.envs.window import Window  # noqa: E402
 from spark_jax.evaluate import main  # noqa: E402
 from spark_jax.rollout.dialogue import NO_ACTION  # noqa: E402
 from spark_jax.run.command_line import exit_code  # noqa: E402
@@ -34,7 +35,7 @@ def respond(action, tag="think"):
     return f"<{tag}>Try it.</{tag}><action>{action}</action>"
 
 
-def play(*texts, max_steps=6):
+def play(*texts, max_steps=6, world=WORLD):
     """An episode in which the model says these texts, and the messages that it saw each time."""
     seen, left = [], list(texts)
 
@@ -46,7 +47,7 @@ def play(*texts, max_steps=6):
         return Completion(text, 10 * len(seen), len(seen))
 
     with EnvPool(ToyEnvironment, 1) as environment:
-        return play_episode(TASK, WORLD, environment, complete, max_steps), seen
+        return play_episode(TASK, world, environment, complete, max_steps), seen
 
 
 def test_the_whole_dialogue_is_in_every_request():
@@ -75,6 +76,19 @@ def test_a_response_without_an_action_is_a_step():
     assert [len(messages) for messages in seen] == [2, 4, 6, 8]
     assert result.score == 50.0 and not result.loose
     assert play(respond(LEFT), "I am lost.", max_steps=2)[0].score == 50.0
+
+
+def test_with_a_history_the_request_is_made_anew_each_time():
+    world = WORLD._replace(window=Window(1, "full"))
+    result, seen = play("I am lost.", respond("nonsense"), respond(LEFT), world=world, max_steps=3)
+    assert result.steps == 3 and result.score == 50.0
+    assert [[m["role"] for m in messages] for messages in seen] == [["system", "user"]] * 3
+    first, second, third = (messages[1]["content"] for messages in seen)
+    assert second == f"{first}\n\nAction 1: (none)\nObservation 1: {NO_ACTION}"
+    assert third == (
+        f"{first}\n\n(Step 1 is left out.)\nObservation 1: {NO_ACTION}\n\n"
+        "Action 2: nonsense\nObservation 2: Nothing happens."
+    )
 
 
 def test_a_dead_end():

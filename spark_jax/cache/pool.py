@@ -10,6 +10,7 @@ Page 0 is never handed out: padded rows of a batch write there.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 
 class PoolFull(Exception):
@@ -22,6 +23,15 @@ class Pages:
 
     ids: list[int] = dataclasses.field(default_factory=list)
     length: int = 0
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two paths have in common from the start."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:  # slices are compared in C
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if a[low:middle] == b[low:middle] else (low, middle - 1)
+    return low
 
 
 class PagePool:
@@ -81,6 +91,12 @@ class PagePool:
         for page in ids:
             self.holders[page] += 1
         return Pages(list(ids), held.length)
+
+    def keep(self, held: Pages, tokens: int) -> None:
+        """Gives up what `held` has beyond its first `tokens` tokens."""
+        held.length = min(held.length, tokens)
+        while len(held.ids) > self.pages_for(held.length):
+            self._drop(held.ids.pop())
 
     def free(self, held: Pages) -> None:
         """Gives up all pages of `held`; it is empty afterwards."""

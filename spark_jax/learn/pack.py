@@ -314,10 +314,12 @@ def chain_tree(
     prompt_ids: Sequence[int],
     turns: Sequence[tuple[Sequence[int], Sequence[int]]],
     task: Task | None = None,
+    rebuilt: bool = False,
 ) -> Tree:
     """A dialogue as a tree without forks, so that the warm-up packs and trains like RL.
 
-    `turns` are (response ids, context ids after it) in order; the last context is not used.
+    `turns` are (response ids, context ids after it) in order; the last context is not used. With
+    `rebuilt` a context is the whole prompt of the next response.
     """
     task = task or Task(env="", type="dialogue", variation=0)
     nodes = [Node(id=0, parent=-1, step=0, context_ids=list(prompt_ids))]
@@ -332,4 +334,6 @@ def chain_tree(
             )
         )
     nodes[-1].done = len(nodes) > 1
-    return Tree(task=task, leaves=1, roots=1, branch=1, signal="never", nodes=nodes)
+    return Tree(
+        task=task, leaves=1, roots=1, branch=1, signal="never", nodes=nodes, rebuilt=rebuilt
+    )

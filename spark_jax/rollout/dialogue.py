@@ -9,8 +9,9 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from spark_jax.envs.window import WHOLE_PATH, Window, window_message
 from spark_jax.models.chat import Codec
-from spark_jax.types import Start
+from spark_jax.types import PastStep, Start
 
 _REASONED = re.compile(rb"</(?!action>)\w+>")
 NO_ACTION = "No action found. Answer with <action>...</action>."
@@ -18,7 +19,8 @@ NO_ACTION = "No action found. Answer with <action>...</action>."
 
 @dataclasses.dataclass(frozen=True)
 class Dialogue:
-    """One growing dialogue per path; text is encoded once, segment by segment.
+    """One growing dialogue per path; text is encoded once, segment by segment. With a `window` each
+    step has a prompt of its own instead.
 
     `swap` (token -> token, its own inverse) makes the model read and write other words for some
     things: texts are those of the environment, tokens are those of the model.
@@ -28,10 +30,14 @@ class Dialogue:
     system: str
     first_message: Callable[[Start], str]
     swap: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    window: Window = WHOLE_PATH
 
-    def prompt(self, start: Start) -> tuple[str, list[int]]:
-        """Text and tokens of the prompt node."""
+    def prompt(self, start: Start, past: Sequence[PastStep] = ()) -> tuple[str, list[int]]:
+        """Text and tokens of the prompt node; with a window, of the prompt after the steps
+        `past`."""
         user = self.first_message(start)
+        if past:
+            user = window_message(user, past, self.window)
         tokens = self.codec.encode_prompt(self.system, user)
         return f"{self.system}\n{user}".strip(), self._swapped(tokens)
 

@@ -180,6 +180,10 @@ class Engine:
         self._parked[id(copy)] = copy
         return copy
 
+    def keep(self, pages: Pages, tokens: int) -> None:
+        """Gives up what a path that is not running holds beyond its first `tokens` tokens."""
+        self.pool.keep(pages, tokens)
+
     def release(self, pages: Pages) -> None:
         """The path is over: its pages are given up."""
         self._parked.pop(id(pages), None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
-from spark_jax.cache.pool import Pages
+from spark_jax.cache.pool import Pages, common_prefix
 from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.response import THINKING, Kind, parse_response
 from spark_jax.rollout.budget import Budget, Indices
@@ -84,10 +84,17 @@ class _Growing:
         self.forks: dict[Indices, _Fork] = {}  # asked for, not decided
         self.granted: list[_Fork] = []  # decided, waiting for the shared prefix
         self.spare: dict[Indices, _Fork] = {}  # places for leaves that are left in the end
+        self.start: Start | None = None
+        self.prompt: list[int] = []
 
     @property
     def finished(self) -> bool:
         return len(self.nodes) > 1 and not self.paths and not self.granted
+
+    def past(self, indices: Indices) -> list[PastStep]:
+        """The steps of the path down to a node, those included that no environment saw."""
+        nodes = (self.nodes[indices[: i + 1]] for i in range(len(indices)))
+        return [PastStep(n.action, n.observation) for n in nodes if n.action or n.observation]
 
     def tree(self) -> Tree:
         order = sorted(self.nodes)  # a prefix sorts before what extends it: depth-first
@@ -103,6 +110,7 @@ class _Growing:
             branch=self.rule.branch,
             signal=self.rule.signal_name,
             nodes=[self.nodes[indices] for indices in order],
+            rebuilt=self.dialogue.window.steps > 0,
         )
 
 
@@ -207,6 +215,7 @@ class _Grower:
             0, -1, 0, context_ids=tokens, prompt=text, observation=start.observation,
             requested=growing.rule.roots, granted=growing.rule.roots,
         )  # fmt: skip
+        growing.start, growing.prompt = start, tokens
         row = Row(list(tokens), row_key(*growing.identity, ()), budget=0)
         self.owner[row] = (growing, None)
         self.engine.add(row)
@@ -290,8 +299,13 @@ class _Grower:
         past = path.past
         if played:
             past = (*past, PastStep(node.action, result.observation))
-        text, context = growing.dialogue.turn(result.observation, path.row.response)
-        tokens = path.row.tokens + context
+        rebuilt = growing.dialogue.window.steps > 0
+        if rebuilt:
+            text, context = growing.dialogue.prompt(growing.start, growing.past(path.indices))
+            tokens = context
+        else:
+            text, context = growing.dialogue.turn(result.observation, path.row.response)
+            tokens = path.row.tokens + context
         outcome = self._outcome(path, result, len(tokens))
         if outcome:
             node.done, node.outcome = True, outcome
@@ -299,6 +313,9 @@ class _Grower:
             node.requested = node.granted = 0 if node.spark else 1
             self._finish(growing, path)
             return
+        if rebuilt:  # the next prompt keeps what it shares with this path
+            shared = common_prefix(path.row.tokens, tokens)
+            self.engine.keep(path.row.pages, min(shared, len(tokens) - 1))
         node.prompt, node.context_ids = text, context
         self._go_on(growing, path, node, tokens, past, path.step + 1, result.score)
 

@@ -19,7 +19,7 @@ class PathMeasure(NamedTuple):
     invalid: int  # steps that the environment did not understand
     explored: int  # steps with a complete <explore> block
     response_tokens: int
-    tokens: int  # of the whole path, prompt included
+    tokens: int  # of the whole path, prompt included; of all its rows if prompts are rebuilt
 
 
 def measure_path(tree: Tree, leaf: int) -> PathMeasure:

@@ -29,9 +29,18 @@ _EVALUATED_BY = (
 )
 
 
-def check_tags(config: ConfigDict) -> None:
-    """Raises UserError if the warm-up of `sft.from_run` taught other tags than this run needs."""
-    theirs = read_config(config.sft.from_run).algo.name
+def check_format(config: ConfigDict) -> None:
+    """Raises UserError if the warm-up of `sft.from_run` taught other tags than this run needs, or
+    prompts that show another part of the path."""
+    source = read_config(config.sft.from_run)
+    history = source.env.get("history", 0)  # older runs have no such key
+    if history != config.env.history:
+        raise UserError(
+            f"config.sft.from_run={config.sft.from_run} was warmed up with config.env.history="
+            f"{history}, not {config.env.history}, so its prompts are other ones; start from a run "
+            "with the same config.env.history or from none."
+        )
+    theirs = source.algo.name
     if (theirs == "rlvmr") != (config.algo.name == "rlvmr"):
         raise UserError(
             f"config.sft.from_run={config.sft.from_run} was warmed up for config.algo.name={theirs}"

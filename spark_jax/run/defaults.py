@@ -26,6 +26,7 @@ def base_config() -> ConfigDict:
     config.env.success = "strict"  # ScienceWorld: strict (score 100) or loose (done, score > 0)
     config.env.simplification = "easy"  # ScienceWorld's own simplification string
     config.env.show_admissible = False  # ALFWorld: each observation lists the actions that work
+    config.env.history = 0  # steps in a prompt rebuilt at each step; 0: one growing dialogue
     config.env.prompt = "short"  # short (model trained from scratch) or full (rules, templates)
 
     config.model = ConfigDict()

@@ -67,7 +67,7 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
     params, step = saved_parameters(workdir, policy.params, request.checkpoint)
     engine = make_engine(config, policy)
     rule = voting_rule(config) if request.fork else episode_rule(config)
-    dialogue = Dialogue(policy.codec, world.system, world.first_message)
+    dialogue = Dialogue(policy.codec, world.system, world.first_message, window=world.window)
     head = {**dataclasses.asdict(request), "splits": list(request.splits), "step": step}
     head["config"] = played_by(config, VOTED_BY if request.fork else PLAYED_BY)
     file = workdir / "evaluations" / f"{request.name}.jsonl"

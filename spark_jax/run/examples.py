@@ -21,7 +21,7 @@ def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[wa
     if path.is_file():
         return warmup.load_examples(path)
     if config.sft.from_run:
-        borrow.check_tags(config)
+        borrow.check_format(config)
         return borrow.dialogues(config.sft.from_run, workdir)
     if not config.sft.trajectories:
         return []

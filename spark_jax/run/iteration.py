@@ -17,7 +17,8 @@ from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.tasks import tasks_of_iteration
 from spark_jax.learn.advantage import LEAF_WEIGHTS, make_advantage, path_success_rate
 from spark_jax.learn.credit import normaliser, record_advantages, segment_weights
-from spark_jax.learn.pack import PackedBatch, micro_batches, pack_trees
+from spark_jax.learn.pack import PackedBatch, linear_tokens, micro_batches, pack_trees
+from spark_jax.learn.rows import step_rows
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
 from spark_jax.rollout.adapt import Rates, Shape, adapt_metrics, adapted
 from spark_jax.rollout.dialogue import Dialogue
@@ -136,15 +137,16 @@ def learn(
             context=config.rl.context_coef,
         )
         record_advantages(tree, credit)
-        items.append((tree, credit))
+        rows_tree, credit, _ = step_rows(tree, credit)
+        items.append((rows_tree, credit))
 
     rows = rows_of_micro_batch(config, policy)
-    groups, packed, linear = [], 0, 0
+    groups, packed = [], 0
     for part in range(config.rl.minibatches):
         group = items[part :: config.rl.minibatches]
         targets = row_targets(config, config.rl.context_coef)
         batch, stats = pack_trees(group, config.train.row_tokens, targets, rows)
-        packed, linear = packed + stats.packed_tokens, linear + stats.linear_tokens
+        packed += stats.packed_tokens
         batches = [
             _with_old_and_reference(config, steps, put_batch(b, policy.mesh), params, reference)
             for b in micro_batches(batch, rows)
@@ -162,7 +164,7 @@ def learn(
     mean["train/logp_gap"] = host[0]["logp_gap"]
     mean |= {
         "train/packed_tokens": packed,
-        "train/linear_tokens": linear,
+        "train/linear_tokens": sum(linear_tokens(tree) for tree in trees),
         "time/update_s": time.perf_counter() - start,
     }
     return Learned(params, opt_state, mean)

@@ -115,7 +115,9 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
         state, params, opt_state = _restore(config, policy, checkpoints)
         drop_later_trees(workdir, state.iteration - 1)
         with MetricsWriter(workdir, last_step=state.step, lines=state.lines) as metrics:
-            dialogue = Dialogue(policy.codec, world.system, world.first_message)
+            dialogue = Dialogue(
+                policy.codec, world.system, world.first_message, window=world.window
+            )
             this = Run(
                 config, workdir, world, environments, policy._replace(params=None), engine,
                 dialogue, checkpoints, metrics, state, _say,
@@ -275,9 +277,14 @@ def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Ca
     train, sft = this.config.train, this.config.sft
     targets = row_targets(this.config, sft.context_weight)
     shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
-    trees = warmup.dialogue_trees(examples, this.policy, train.row_tokens)
+    trees = _dialogue_trees(this, examples)
     vary = warmup.variation(trees, this.policy, sft.rename, this.world)
     return shape, trees, vary
+
+
+def _dialogue_trees(this: Run, examples) -> list[Tree]:
+    row_tokens = this.config.train.row_tokens
+    return warmup.dialogue_trees(examples, this.policy, row_tokens, this.world.window)
 
 
 def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -293,12 +300,13 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
         train = seen(train, (example.task for example in examples))
     experts = {}
     if pairs:
-        experts = warmup.whole_dialogues(examples, this.policy, config.train.row_tokens)
+        experts = warmup.whole_dialogues(
+            examples, this.policy, config.train.row_tokens, this.world.window
+        )
     swap_for = None
     if config.rl.rename:
-        trees = warmup.dialogue_trees(examples, this.policy, config.train.row_tokens)
         swap_for = swapper(
-            trees, this.policy.codec.token_bytes(), config.rl.rename,
+            _dialogue_trees(this, examples), this.policy.codec.token_bytes(), config.rl.rename,
             this.world.known_names, this.world.names,
         )  # fmt: skip
     total = iterations_in_all(config, state.sampled)

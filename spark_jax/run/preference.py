@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from spark_jax.learn.pack import micro_batches, node_sums, pack_trees
+from spark_jax.learn.pack import linear_tokens, micro_batches, node_sums, pack_trees
 from spark_jax.learn.preference import (
     flat_pairs,
     only_paired,
@@ -19,6 +19,7 @@ from spark_jax.learn.preference import (
     path_weights,
     with_expert,
 )
+from spark_jax.learn.rows import StepRows, step_rows
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
 from spark_jax.run.iteration import Learned, learning_rate
 from spark_jax.run.policy import Policy, rows_of_micro_batch, to_host
@@ -61,17 +62,23 @@ def learn_pairs(
 
     def packed(group: Sequence[Tree], coefficients: Sequence[np.ndarray]):
         weighed = [
-            (tree, path_weights(tree, c)) for tree, c in zip(group, coefficients, strict=True)
+            step_rows(tree, path_weights(tree, c))
+            for tree, c in zip(group, coefficients, strict=True)
         ]
-        batch, stats = pack_trees(weighed, train.row_tokens, train.row_targets, rows)
+        batch, stats = pack_trees(
+            [row[:2] for row in weighed], train.row_tokens, train.row_targets, rows
+        )
         return weighed, [put_batch(b, policy.mesh) for b in micro_batches(batch, rows)], stats
 
-    def sums(weighed, batches, scorer: Any) -> np.ndarray:
+    def sums(
+        group: Sequence[Tree], weighed: Sequence[StepRows], batches, scorer: Any
+    ) -> np.ndarray:
         logp_RM = np.concatenate([np.asarray(steps.score(scorer, b)[0]) for b in batches])
-        by_node = node_sums(weighed, logp_RM, train.row_tokens, train.row_targets)
-        return np.concatenate(
-            [path_sums(tree, sum_G) for (tree, _), sum_G in zip(weighed, by_node, strict=True)]
+        by_node = node_sums(
+            [row[:2] for row in weighed], logp_RM, train.row_tokens, train.row_targets
         )
+        sampled = zip(group, weighed, by_node, strict=True)
+        return np.concatenate([path_sums(tree, sum_G[row.place]) for tree, row, sum_G in sampled])
 
     metrics, tokens, linear = [], 0, 0
     for part in range(config.rl.minibatches):
@@ -81,7 +88,9 @@ def learn_pairs(
         group_trees, pairs = [tree for tree, _ in group], flat_pairs(group)
         counts = [len(tree.leaf_ids()) for tree in group_trees]
         weighed, batches, stats = packed(group_trees, [np.zeros(n) for n in counts])
-        logp_S, ref_logp_S = (sums(weighed, batches, scorer) for scorer in (params, reference))
+        logp_S, ref_logp_S = (
+            sums(group_trees, weighed, batches, scorer) for scorer in (params, reference)
+        )
         coefficient_S, loss, margin_P = path_coefficients(logp_S, ref_logp_S, pairs, beta)
         shares = np.split(coefficient_S, np.cumsum(counts)[:-1])
         _, batches, _ = packed(group_trees, shares)
@@ -90,7 +99,8 @@ def learn_pairs(
         host = to_host({name: out[name] for name in ("grad_norm", "skipped")})
         host |= {"loss": loss, "margin": margin_P.mean(), "pair_accuracy": (margin_P > 0).mean()}
         metrics.append(host)
-        tokens, linear = tokens + stats.packed_tokens, linear + stats.linear_tokens
+        tokens += stats.packed_tokens
+        linear += sum(linear_tokens(tree) for tree in group_trees)
     mean = {f"train/{k}": float(np.mean([m[k] for m in metrics])) for k in (metrics or [{}])[0]}
     mean |= {
         "train/pairs": sum(len(pairs) for _, pairs in items),

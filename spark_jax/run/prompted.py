@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
 from spark_jax.envs.response import parse_response
+from spark_jax.envs.window import window_message
 from spark_jax.rollout.dialogue import NO_ACTION
 from spark_jax.run.completion import Complete, Message, Prices, TooLong, cost
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation, episode_result
@@ -164,9 +165,10 @@ def in_threads(
 def play_episode(
     task: Task, world: World, environment: EnvPool, complete: Complete, max_steps: int
 ) -> EpisodeResult:
-    """One episode: the model sees the whole dialogue in every step. The rules are those by which
-    trees grow (rollout/expand.py): what follows the first complete action is dropped, a response
-    without an action is a step that the environment does not see.
+    """One episode: the model sees the whole dialogue in every step, or as much as `env.history`
+    says. The rules are those by which trees grow (rollout/expand.py): what follows the first
+    complete action is dropped, a response without an action is a step that the environment does
+    not see.
 
     Raises UserError when not even the first message fits the model's context.
     """
@@ -217,11 +219,16 @@ def _play(
         elif node.step >= max_steps:
             node.outcome = "step_limit"
         nodes.append(node)
-        messages = [
-            *messages,
-            {"role": "assistant", "content": text or "(nothing)"},  # some refuse an empty text
-            {"role": "user", "content": result.observation},
-        ]
+        if world.window.steps:
+            shown = [PastStep(n.action, n.observation) for n in nodes[1:]]
+            user = window_message(world.first_message(start), shown, world.window)
+            messages = [*messages[:-1], {"role": "user", "content": user}]
+        else:
+            messages = [
+                *messages,
+                {"role": "assistant", "content": text or "(nothing)"},  # some refuse an empty text
+                {"role": "user", "content": result.observation},
+            ]
     result = episode_result(Tree(task, 1, 1, 1, "never", nodes))
     return result._replace(prompt_tokens=prompt_tokens, response_tokens=response_tokens)
 

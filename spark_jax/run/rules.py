@@ -47,8 +47,8 @@ for _key in (
 ).split():
     _RULES[_key] = (lambda value: value >= 1, "1 or more")
 for _key in (
-    "seed env.workers sft.panel sft.trajectories sft.epochs sft.patience sft.weight_decay "
-    "sft.context_weight rl.imitate_coef rl.context_coef "
+    "seed env.workers env.history sft.panel sft.trajectories sft.epochs sft.patience "
+    "sft.weight_decay sft.context_weight rl.imitate_coef rl.context_coef "
     "rl.iterations rl.sampled_tokens rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef "
     "rl.weight_decay algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
     "tree.signal_rise eval.temperature eval.episodes eval.every mesh.data"

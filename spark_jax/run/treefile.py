@@ -96,7 +96,8 @@ def _task(task: Task) -> dict[str, Any]:
 
 def _node(node: Node) -> dict[str, Any]:
     """One node in the contract's form. `prompt` and `prompt_tokens` are what follows the response
-    (for node 0 the whole prompt); `logprob` is the sum over the response's tokens."""
+    (for node 0, and with `env.history` for all nodes, the whole prompt of the next one); `logprob`
+    is the sum over the response's tokens."""
     return {
         "id": node.id,
         "parent": node.parent,

@@ -9,16 +9,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from spark_jax.envs.response import parse_response
 from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.envs.trajectory import Trajectory
+from spark_jax.envs.window import Window, window_message
 from spark_jax.learn.credit import likelihood_normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
+from spark_jax.learn.rows import step_rows
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
 from spark_jax.run.files import write_text
 from spark_jax.run.policy import Policy, to_host
 from spark_jax.run.rename import WORDS, name_tokens, renamed
 from spark_jax.run.worlds import World
-from spark_jax.types import Task, Tree, UserError
+from spark_jax.types import PastStep, Task, Tree, UserError
 
 
 class Example(NamedTuple):
@@ -111,32 +114,42 @@ def texts(examples: Sequence[Example]) -> list[str]:
     return out
 
 
-def dialogue_tree(example: Example, policy: Policy, row_tokens: int) -> Tree | None:
+def dialogue_tree(example: Example, policy: Policy, row_tokens: int, window: Window) -> Tree | None:
     """The dialogue as a tree with one leaf, cut after the last turn that fits a row of the
-    learner; None if not even the first one does."""
+    learner (with a `window` each turn is a row of its own); None if not even the first one does."""
     codec = policy.codec
+    past = [PastStep(parse_response(said).action, seen) for said, seen in example.turns]
     prompt = codec.encode_prompt(example.system, example.user)
     used, turns = len(prompt), []
-    for response, observation in example.turns:
-        turn = codec.encode_response(response), codec.encode_turn(observation, ended=False)
-        if used + len(turn[0]) > row_tokens:
+    for i, (text, observation) in enumerate(example.turns, 1):
+        response = codec.encode_response(text)
+        if used + len(response) > row_tokens:
             break
-        used += len(turn[0]) + len(turn[1])
-        turns.append(turn)
-    return chain_tree(prompt, turns, example.task) if turns else None
+        if window.steps:
+            user = window_message(example.user, past[:i], window)
+            context = codec.encode_prompt(example.system, user)
+            used = len(context)
+        else:
+            context = codec.encode_turn(observation, ended=False)
+            used += len(response) + len(context)
+        turns.append((response, context))
+    rebuilt = window.steps > 0
+    return chain_tree(prompt, turns, example.task, rebuilt) if turns else None
 
 
-def dialogue_trees(examples: Sequence[Example], policy: Policy, row_tokens: int) -> list[Tree]:
+def dialogue_trees(
+    examples: Sequence[Example], policy: Policy, row_tokens: int, window: Window
+) -> list[Tree]:
     """Those dialogues that fit, in order."""
-    trees = (dialogue_tree(example, policy, row_tokens) for example in examples)
+    trees = (dialogue_tree(example, policy, row_tokens, window) for example in examples)
     return [tree for tree in trees if tree is not None]
 
 
 def whole_dialogues(
-    examples: Sequence[Example], policy: Policy, row_tokens: int
+    examples: Sequence[Example], policy: Policy, row_tokens: int, window: Window
 ) -> dict[Task, Tree]:
     """The dialogue of each task, where it fits a row from beginning to end."""
-    trees = ((e, dialogue_tree(e, policy, row_tokens)) for e in examples)
+    trees = ((e, dialogue_tree(e, policy, row_tokens, window)) for e in examples)
     return {e.task: t for e, t in trees if t is not None and len(t.nodes) == len(e.turns) + 1}
 
 
@@ -199,7 +212,8 @@ def sft_epoch(
     groups = [order[i : i + batch_paths] for i in range(0, len(order), batch_paths)]
     total, packed = [], 0
     for i, group in enumerate(groups):
-        items = [(tree, sft_weights(tree, context_weight)) for tree in group]
+        rows_of = [step_rows(tree, sft_weights(tree, context_weight)) for tree in group]
+        items = [(row.tree, row.weights) for row in rows_of]
         batch, stats = pack_trees(items, row_tokens, row_targets, rows)
         batches = [put_batch(b, policy.mesh) for b in micro_batches(batch, rows)]
         z = likelihood_normaliser(items)

@@ -19,6 +19,7 @@ from spark_jax.envs.base import Environment
 from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES
 from spark_jax.envs.tasks import by_type
 from spark_jax.envs.trajectory import ExpertStep, Trajectory, winning_paths
+from spark_jax.envs.window import WHOLE_PATH, Window
 from spark_jax.types import Start, Task, UserError
 
 # experts(tasks, workers, cache folder, on_done) -> annotated trajectories
@@ -38,13 +39,16 @@ class World(NamedTuple):
     refusal: str = ""  # answer to an action that is not understood, if it is always the same
     # (response, observation) of each step of an expert
     turns: Callable[[Trajectory], Sequence[tuple[str, str]]] = expert.rendered_turns
+    window: Window = WHOLE_PATH  # how much of a path a prompt shows
 
 
 def make_world(config: ConfigDict) -> World:
     """The world that `config.env` names: one of ours, or MODULE:FUNCTION, a function of the config
     that returns a World (docs/environments.md). With `algo.name=rlvmr` its prompt and its experts
     use that method's tags."""
-    world = _named_world(config)
+    history = config.env.get("history", 0)  # older work folders have no such key
+    window = Window(history, config.env.prompt)
+    world = _named_world(config)._replace(window=window)
     if config.algo.name != "rlvmr":
         return world
     return world._replace(
