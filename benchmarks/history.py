@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import os
-import pathlib
 from collections.abc import Sequence
 
 from spark_jax.cache.pool import common_prefix
+from spark_jax.envs.keep import cache_folder
 from spark_jax.envs.window import WHOLE_PATH, Window
 from spark_jax.models.chat import Codec
 from spark_jax.models.presets import load_model
@@ -35,9 +35,13 @@ def main() -> None:
     overrides = ["env.history=5", *(item.removeprefix("--config.") for item in overrides)]
     config = load_config(options.config, overrides)
     world = make_world(config)
-    cache = pathlib.Path.home() / ".cache" / "spark_jax" / "gold"
     examples = warmup.expert_examples(
-        world, options.paths, config.seed, os.cpu_count() or 1, cache, lambda *_: None
+        world,
+        options.paths,
+        config.seed,
+        os.cpu_count() or 1,
+        cache_folder("gold"),
+        lambda *_: None,
     )
     texts = warmup.texts(examples)
     model = load_model(config.model.preset, config.model.path, config.seed, texts)

@@ -131,20 +131,22 @@ def test_the_scaling_series_counts_unique_and_separate_tokens(model, tmp_path):
     assert (tmp_path / "plot.svg").read_text().startswith("<?xml")
 
 
-def test_prompt_tokens_of_a_step(model):
+def test_prompt_tokens_of_a_step():
     from benchmarks.history import table
     from spark_jax.envs.window import Window
-    from spark_jax.run.warmup import Example
+    from spark_jax.models.presets import load_model
+    from spark_jax.run import warmup
     from spark_jax.types import Task
 
     def said(action):
         return f"<think></think><action>{action}</action>"
 
     turns = [(said(f"go {place}"), f"A {place}.") for place in ("shed", "barn", "yard")]
-    example = Example(Task("toy", "x", 0), "", "find it, " * 20, turns)
-    text = table([example], model.codec, Window(1))
+    example = warmup.Example(Task("toy", "x", 0), "", "find it, " * 20, turns)
+    codec = load_model("nano", texts=warmup.texts([example])).codec
+    text = table([example], codec, Window(1))
     assert text.startswith("1 paths, 3 steps, env.history=1, env.prompt=short")
     dialogue, whole, kept = (float(line.split("|")[2].split()[0]) for line in text.splitlines()[4:])
     # Three prompts with the long head; only one of them has to compute it.
-    head = len(model.codec.encode_response("find it, " * 20))
+    head = len(codec.encode_response("find it, " * 20))
     assert whole > head and dialogue < kept < whole - 0.6 * head

@@ -160,7 +160,7 @@ def test_the_head_is_computed_once_for_a_tree(params, monkeypatch):
 
 def test_a_pool_too_small_for_the_tree_gives_the_same_tree(params):
     tree, _ = sample(params)
-    small, stats = sample(params, pages=46)
+    small, stats = sample(params, pages=42)
     assert stats.evictions > 0
     assert [n.response_ids for n in small.nodes] == [n.response_ids for n in tree.nodes]
 

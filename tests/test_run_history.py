@@ -87,8 +87,7 @@ def test_a_warm_up_of_other_prompts_is_refused(whole, tmp_path):
 
 @pytest.mark.parametrize("method", ["grpo", "gigpo", "eto", "rlvmr"])
 def test_other_methods_learn_from_rebuilt_prompts(method, tmp_path):
-    settings = [s for s in SEPARATE if not s.startswith("tree.signal")]
-    play(tmp_path, *HISTORY, f"algo.name={method}", "rl.rename=0", "rl.iterations=2", *settings)
+    play(tmp_path, *HISTORY, f"algo.name={method}", "rl.rename=0", "rl.iterations=2", *SEPARATE)
     lines = rl_lines(tmp_path)
     assert len(lines) == 2
     if method == "eto":
@@ -124,7 +123,7 @@ def test_eto_compares_whole_paths(tmp_path):
     ]
     steps = rl_steps(config, policy)
     learned = learn_pairs(
-        config, 0, trees, {}, steps, policy, params, steps.init(params), reference
+        config, 0, trees, {}, steps, policy, params, steps.init(params), reference, [0]
     )
     assert learned.metrics["train/pairs"] == len(margins) > 2
     assert learned.metrics["train/margin"] == pytest.approx(np.mean(margins), rel=1e-3)
