@@ -108,3 +108,25 @@ def test_pages_without_tokens_are_not_shared():
     held.length = 3
     assert len(pool.fork(held).ids) == 2
     assert [pool.holders[page] for page in held.ids] == [2, 2, 1]
+
+
+def test_a_page_has_a_new_stamp_whenever_what_it_holds_changes():
+    pool = PagePool(pages=8, slots=4)
+    held = Pages()
+    pool.grow(held, 10)
+    taken = list(pool.stamps)
+    pool.wrote(held, 6)  # the first page and half of the second
+    assert held.length == 6
+    changed = [page for page in range(8) if pool.stamps[page] != taken[page]]
+    assert sorted(changed) == sorted(held.ids[:2])
+    pool.grow(held, 12)
+    before = list(pool.stamps)
+    pool.wrote(held, 1)
+    assert [page for page in range(8) if pool.stamps[page] != before[page]] == [held.ids[1]]
+    page = held.ids[0]
+    pool.free(held)
+    again = Pages()
+    while page not in again.ids:  # the same page for other tokens
+        pool.grow(again, again.length + 4)
+        pool.wrote(again, 4)
+    assert pool.stamps[page] not in before
