@@ -246,6 +246,29 @@ def test_a_tiny_pool_waits_evicts_and_still_gives_the_same(params):
     assert tight.pool.used_pages == 0
 
 
+def test_a_chunk_ends_early_when_rows_have_ended(params):
+    engine = make_engine(params, chunk=8, prefill_tokens=128)
+    engine.end_of_turn = CONFIG.vocab_size  # never sampled: only budgets end rows
+    rows = [Row(prompt(i, 5), row_key(i), 20 if i else 3) for i in range(8)]
+    for row in rows:
+        engine.add(row)
+    assert engine.round() == rows[:1]
+    assert {len(row.response) for row in rows} == {3}
+    assert engine.round() == []
+    assert {len(row.response) for row in rows[1:]} == {3 + 8}
+
+
+def test_a_prefill_is_cut_into_programs_that_are_full(params):
+    """Seven groups of 16 tokens: programs for 4, 2 and 1, not one for 8."""
+    engine = make_engine(params, pages=512, path_tokens=200, prefill_tokens=128)
+    row = Row(prompt(0, 7 * 16 + 1), row_key(0), budget=1)
+    run(engine, [row])
+    assert engine.stats.prefill_slots == engine.stats.prefill_tokens == 7 * 16
+    np.testing.assert_allclose(
+        row.logprobs, dense_logprobs(params, row.tokens, len(row.tokens) - 1), atol=2e-5
+    )
+
+
 def test_a_path_that_can_never_fit_is_refused(params):
     engine = make_engine(params, pages=8)
     with pytest.raises(UserError, match=r"rollout\.pages"):

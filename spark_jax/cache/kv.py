@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spark_jax.models.config import ModelConfig
-from spark_jax.ops.tile_attention import TileCopies
+from spark_jax.ops.tile_attention import Copies, TileCopies
 
 Kv = tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -28,8 +28,8 @@ def init_kv(config: ModelConfig, pages: int, slots: int, dtype, sharding=None) -
     return tuple((zeros(), zeros()) for _ in range(config.layers))
 
 
-def init_copies(kv: Kv, tiles: int, tile_pages: int) -> tuple[TileCopies, ...]:
-    """Room of each layer for the copies of `tiles` tiles of `tile_pages` pages.
+def init_copies(kv: Kv, shared: int, own: int, tile_pages: int) -> tuple[TileCopies, ...]:
+    """Room of each layer for the copies of tiles of `tile_pages` pages, so many of each kind.
 
     It is placed as the cache is, in jax's sense of "committed" too: programs were compiled so.
     """
@@ -40,10 +40,13 @@ def init_copies(kv: Kv, tiles: int, tile_pages: int) -> tuple[TileCopies, ...]:
         place = NamedSharding(place.mesh, PartitionSpec(None, *place.spec[2:3]))
 
     def zeros(*shape):
-        return jnp.zeros((tiles, heads, *shape), pages.dtype, device=place)
+        return jnp.zeros(shape, pages.dtype, device=place)
 
-    tokens = tile_pages * slots
-    return tuple(TileCopies(zeros(channels, tokens), zeros(tokens, channels)) for _ in kv)
+    def room(tiles: int) -> Copies:
+        tokens = tile_pages * slots
+        return Copies(zeros(tiles, heads, channels, tokens), zeros(tiles, heads, tokens, channels))
+
+    return tuple(TileCopies(room(shared), room(own)) for _ in kv)
 
 
 @functools.partial(jax.jit, donate_argnums=0)

@@ -2,8 +2,8 @@
 multiplied with all their queries; parts are merged by log-sum-exp. cache/tiles.py makes tiles.
 
 Plain XLA does not read the pages themselves in every step: gathering and transposing them takes
-longer than the products. `copy_tiles` lays them out once for a chunk of decoding steps, and what
-the chunk itself adds is looked at apart (`recent`). The kernels for GPUs read pages.
+longer than the products. `copy_tiles` lays out what is new before a chunk of decoding steps, and
+what the chunk itself adds is looked at apart (`recent`). The kernels for GPUs read pages.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Tiles(NamedTuple):
     row_UR: jax.Array  # rows that look at it
     start_U: jax.Array  # position of its first token along these paths
     tokens_U: jax.Array  # tokens of its pages, written or not
-    count: jax.Array  # tiles in use, a number
+    count: jax.Array  # a number; tiles from here on are not used
 
 
 class TileLists(NamedTuple):
@@ -38,12 +38,26 @@ class TileLists(NamedTuple):
     own: Tiles  # R = 1
 
 
-class TileCopies(NamedTuple):
-    """Keys and values of tiles as the products want them: the shared tiles, then the own ones, each
-    list with its unused places. X tokens of a tile. More places than the lists have do no harm."""
+class Copies(NamedTuple):
+    """Keys and values of one kind of tile as the products want them, X tokens a tile. There may be
+    more places than the list of tiles has."""
 
     k_UKCX: jax.Array
     v_UKXC: jax.Array
+
+
+class TileCopies(NamedTuple):
+    """The copies of one layer."""
+
+    shared: Copies
+    own: Copies
+
+
+class Stale(NamedTuple):
+    """Places of one list of tiles whose copies have to be made; the first `count` of them."""
+
+    place_U: jax.Array
+    count: jax.Array
 
 
 class Parts(NamedTuple):
@@ -56,40 +70,30 @@ class Parts(NamedTuple):
 
 
 def copy_tiles(
-    copies: TileCopies, k_PSKC: jax.Array, v_PSKC: jax.Array, tiles: TileLists
+    copies: TileCopies,
+    k_PSKC: jax.Array,
+    v_PSKC: jax.Array,
+    tiles: TileLists,
+    stale: tuple[Stale, Stale],
 ) -> TileCopies:
-    """Lays out the tiles in use; in place when donated."""
-    place = 0
-    for part, step in zip(tiles, (SHARED_STEP, OWN_STEP), strict=True):
-        copies = _copy_in_a_loop(copies, k_PSKC, v_PSKC, part, place, step)
-        place += part.page_UW.shape[0]
-    return copies
+    """Lays out the stale tiles, of the shared list and of the own one; in place when donated."""
+    K, C = k_PSKC.shape[2:]
 
+    def lay_out(copies: Copies, part: Tiles, stale: Stale) -> Copies:
+        def one_tile(i, copies):
+            place = stale.place_U[i]
+            k_WSKC = k_PSKC.at[part.page_UW[place]].get(mode="promise_in_bounds")
+            v_WSKC = v_PSKC.at[part.page_UW[place]].get(mode="promise_in_bounds")
+            k_KCX = k_WSKC.reshape(-1, K, C).transpose(1, 2, 0)
+            v_KXC = v_WSKC.reshape(-1, K, C).transpose(1, 0, 2)
+            return Copies(
+                jax.lax.dynamic_update_index_in_dim(copies.k_UKCX, k_KCX, place, 0),
+                jax.lax.dynamic_update_index_in_dim(copies.v_UKXC, v_KXC, place, 0),
+            )
 
-def _copy_in_a_loop(
-    copies: TileCopies, k_PSKC, v_PSKC, tiles: Tiles, place: int, step: int
-) -> TileCopies:
-    (U, W), (S, K, C) = tiles.page_UW.shape, k_PSKC.shape[1:]
-    step = min(step, U)
+        return jax.lax.fori_loop(0, stale.count, one_tile, copies)
 
-    def some_tiles(i, copies):
-        first = jnp.minimum(i * step, U - step)
-        page_NW = jax.lax.dynamic_slice_in_dim(tiles.page_UW, first, step)
-        k_NWSKC = k_PSKC.at[page_NW].get(mode="promise_in_bounds")
-        v_NWSKC = v_PSKC.at[page_NW].get(mode="promise_in_bounds")
-        new = TileCopies(
-            k_NWSKC.transpose(0, 3, 4, 1, 2).reshape(step, K, C, W * S),
-            v_NWSKC.transpose(0, 3, 1, 2, 4).reshape(step, K, W * S, C),
-        )
-        return jax.tree.map(
-            lambda all_U, some_N: jax.lax.dynamic_update_slice_in_dim(
-                all_U, some_N, place + first, 0
-            ),
-            copies,
-            new,
-        )
-
-    return jax.lax.fori_loop(0, (tiles.count + step - 1) // step, some_tiles, copies)
+    return TileCopies(*map(lay_out, copies, tiles, stale))
 
 
 def tile_attention(
@@ -115,7 +119,7 @@ def tile_attention(
       out_BHC in the dtype of q, lse_BH float32. Rows that see nothing: 0 and a very low number.
     """
     B, H, C = q_BHC.shape
-    K = source[0].shape[1 if backend == "xla" else 2]
+    K = source.own.v_UKXC.shape[1] if backend == "xla" else source[0].shape[2]
     G = H // K
     q_BKGC = q_BHC.reshape(B, K, G, C) * C**-0.5
     merged = _recent_parts(q_BKGC, *recent)
@@ -123,11 +127,9 @@ def tile_attention(
     q_BKGC = jnp.pad(q_BKGC, ((0, 1), (0, 0), (0, 0), (0, 0)))
     length_B = jnp.pad(length_B, (0, 1))
     merged = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), *[(0, 0)] * (x.ndim - 1))), merged)
-    place = 0
-    for part, step in zip(tiles, (SHARED_STEP, OWN_STEP), strict=True):
+    for kind, (part, step) in enumerate(zip(tiles, (SHARED_STEP, OWN_STEP), strict=True)):
         if backend == "xla":
-            merged = _add_in_a_loop(merged, q_BKGC, source, part, length_B, place, step)
-            place += part.page_UW.shape[0]
+            merged = _add_in_a_loop(merged, q_BKGC, source[kind], part, length_B, step)
         else:
             look = functools.partial(
                 tile_parts_pallas,
@@ -192,10 +194,9 @@ def _recent_parts(q_BKGC, k_BKXC, v_BKXC, number) -> Parts:
 
 
 def _add_in_a_loop(
-    merged: Parts, q_BKGC, copies: TileCopies, tiles: Tiles, length_B, place: int, step: int
+    merged: Parts, q_BKGC, copies: Copies, tiles: Tiles, length_B, step: int
 ) -> Parts:
-    """Merges all tiles of one kind, `step` at a time, as many as there are. Their copies begin at
-    `place`."""
+    """Merges all tiles of one kind, `step` at a time, as many as there are."""
     U = tiles.page_UW.shape[0]
     step = min(step, U)
 
@@ -207,7 +208,7 @@ def _add_in_a_loop(
             *(jax.lax.dynamic_slice_in_dim(x, first, step) for x in tiles[:-1]), tiles.count
         )
         row_UR = jnp.where(fresh_U[:, None], some.row_UR, q_BKGC.shape[0] - 1)
-        k_UKCX, v_UKXC = (jax.lax.dynamic_slice_in_dim(x, place + first, step) for x in copies)
+        k_UKCX, v_UKXC = (jax.lax.dynamic_slice_in_dim(x, first, step) for x in copies)
 
         def look(q_UKMC, seen_UM):
             visible_UMX = jnp.arange(k_UKCX.shape[-1]) < seen_UM[..., None]

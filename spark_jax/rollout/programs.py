@@ -15,7 +15,13 @@ from spark_jax.models.transformer import forward, unembed
 from spark_jax.ops.gpu_kernels import Backend
 from spark_jax.ops.paged_attention import paged_attention, write_pages
 from spark_jax.ops.sampling import sample_tokens
-from spark_jax.ops.tile_attention import TileCopies, TileLists, copy_tiles, tile_attention
+from spark_jax.ops.tile_attention import (
+    Stale,
+    TileCopies,
+    TileLists,
+    copy_tiles,
+    tile_attention,
+)
 
 
 class DecodeRows(NamedTuple):
@@ -28,6 +34,7 @@ class DecodeRows(NamedTuple):
     key_B2: jax.Array  # uint32, identity of the row
     table_BW: jax.Array  # pages of the row
     tiles: TileLists  # the same pages once more, cut so that what rows share is read once
+    stale: tuple[Stale, Stale]  # tiles that were not there, or not the same, in the last chunk
 
 
 class Decoded(NamedTuple):
@@ -103,8 +110,8 @@ def decode_chunk(
     rows have ended: others can have their places, and every row a look at its environment.
 
     The cache is read before the loop and written after it, not in it: the loop looks at `copies`
-    (with `xla`, one per layer, made here; what they held before means nothing) and at the tokens
-    of this chunk, which it carries.
+    (with `xla`, one per layer, brought up to date here) and at the tokens of this chunk, which it
+    carries.
     """
     B = rows.token_B.shape[0]
     slots = kv[0][0].shape[1]
@@ -112,7 +119,7 @@ def decode_chunk(
     begin_B = rows.position_B
     if backend == "xla":
         layers = zip(copies, kv, strict=True)
-        copies = tuple(copy_tiles(layer, *pages, rows.tiles) for layer, pages in layers)
+        copies = tuple(copy_tiles(layer, *pages, rows.tiles, rows.stale) for layer, pages in layers)
     sources = copies if backend == "xla" else kv
 
     started = jnp.sum(rows.left_B > 0)
