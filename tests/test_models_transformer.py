@@ -21,6 +21,7 @@ from spark_jax.models.config import (
 )
 from spark_jax.models.transformer import (
     causal_attend,
+    for_few_rows,
     forward,
     init_params,
     param_shapes,
@@ -39,13 +40,14 @@ SMALL = ModelConfig(
 init = jax.jit(init_params, static_argnums=0)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def causal_logits(params, config, tokens_BT):
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def causal_logits(params, config, tokens_BT, few_rows=False):
     rows, length = tokens_BT.shape
     position_N = jnp.tile(jnp.arange(length), rows)
     attend = causal_attend(rows)
-    hidden_ND, _ = forward(params, config, tokens_BT.reshape(-1), position_N, attend)
-    return unembed(params, config, hidden_ND).reshape(rows, length, -1)
+    token_N = tokens_BT.reshape(-1)
+    hidden_ND, _ = forward(params, config, token_N, position_N, attend, few_rows=few_rows)
+    return unembed(params, config, hidden_ND, few_rows).reshape(rows, length, -1)
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "qwen2", "qwen3"])
@@ -63,6 +65,8 @@ def test_logits_equal_the_golden_ones(name, tmp_path):
     logits_BTV = causal_logits(params, config, golden["tokens"])
     assert np.abs(golden["logits"]).max() > 0.5
     np.testing.assert_allclose(logits_BTV, golden["logits"], rtol=0, atol=1e-4)
+    turned = causal_logits(for_few_rows(params), config, golden["tokens"], True)
+    np.testing.assert_allclose(turned, golden["logits"], rtol=0, atol=1e-4)
     assert sum(x.size for x in jax.tree.leaves(params)) == parameter_count(config)
 
 

@@ -31,8 +31,8 @@ Params = Any  # nested dictionaries of arrays
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 INIT_SCALE = 0.02  # of GPT-2; residual outputs are scaled down by 1/sqrt(2 * layers)
-# Up to so many rows the product of a tied table with few hidden states is a third faster on a CPU
-# with the table on its left.
+# Up to so many rows a product is faster on a CPU with the weights on its left, stored by output: by
+# a fifth in the layers, by a third for the table of a tied model (docs/performance.md).
 FEW_ROWS = 32
 DRAWN = ("kernel", "embedding")  # parameters drawn at random by `init_params`
 
@@ -81,10 +81,39 @@ class Unembedding(nn.Module):
         self.param("kernel", nn.initializers.zeros, shape, jnp.dtype(self.config.param_dtype))
 
 
+class FewRowsDense(nn.Module):
+    """`nn.Dense` for parameters of `for_few_rows`: its kernel is [F, D]."""
+
+    features: int
+    use_bias: bool
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    kernel_init: Callable
+
+    @nn.compact
+    def __call__(self, x_ND: jax.Array) -> jax.Array:
+        shape = (self.features, x_ND.shape[-1])
+        kernel_FD = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        y_NF = _weights_on_the_left(kernel_FD.astype(self.dtype), x_ND.astype(self.dtype))
+        if self.use_bias:
+            bias_F = self.param("bias", nn.initializers.zeros, shape[:1], self.param_dtype)
+            y_NF = y_NF + bias_F.astype(self.dtype)
+        return y_NF
+
+
+def _weights_on_the_left(weights_FD: jax.Array, x_ND: jax.Array, dtype=None) -> jax.Array:
+    """x @ weights.T, [N, F]."""
+    dims = (((1,), (1,)), ((), ()))
+    y_FN = jax.lax.dot_general(weights_FD, x_ND, dims, preferred_element_type=dtype)
+    # Without the barrier XLA would swap the operands back.
+    return jax.lax.optimization_barrier(y_FN).T
+
+
 class Layer(nn.Module):
     """Attention and gated feed-forward, each behind a norm and added to the stream."""
 
     config: ModelConfig
+    few_rows: bool = False
 
     @nn.compact
     def __call__(
@@ -93,7 +122,7 @@ class Layer(nn.Module):
         c = self.config
 
         def dense(features: int, name: str, bias: bool = False):
-            return nn.Dense(
+            return (FewRowsDense if self.few_rows else nn.Dense)(
                 features,
                 use_bias=bias,
                 name=name,
@@ -128,6 +157,7 @@ class Decoder(nn.Module):
 
     config: ModelConfig
     remat: bool = False
+    few_rows: bool = False
 
     @nn.compact
     def __call__(
@@ -142,11 +172,11 @@ class Decoder(nn.Module):
             if self.remat:
                 x_ND = self._recomputed_layer(f"layers_{i}", x_ND, cos, sin, attend)
             else:
-                layer = Layer(c, name=f"layers_{i}")
+                layer = Layer(c, self.few_rows, name=f"layers_{i}")
                 x_ND, kv_layer = layer(x_ND, cos, sin, kv_layer, attend)
             new_kv.append(kv_layer)
         hidden_ND = RMSNorm(c, name="final_norm")(x_ND)
-        if not c.tied:
+        if not c.tied and not self.few_rows:  # nobody initialises parameters for few rows
             Unembedding(c, name="unembed")()
         return hidden_ND, None if kv is None else tuple(new_kv)
 
@@ -204,6 +234,7 @@ def forward(
     attend: Attend,
     kv: tuple[Any, ...] | None = None,
     remat: bool = False,
+    few_rows: bool = False,
 ) -> tuple[jax.Array, tuple[Any, ...] | None]:
     """Hidden states [N, D] (final norm applied, compute dtype) of flattened tokens, and new `kv`.
 
@@ -216,28 +247,40 @@ def forward(
         normed and rotated, scaling by 1/sqrt(C) is up to `attend`.
       kv: one pytree per layer for `attend`, or None (then `attend` gets None).
       remat: recompute each layer in the backward pass instead of keeping its activations.
+      few_rows: `params` are those of `for_few_rows`; not with `remat`.
     """
-    return Decoder(config, remat).apply({"params": params}, tokens_N, position_N, attend, kv)
+    return Decoder(config, remat, few_rows).apply(
+        {"params": params}, tokens_N, position_N, attend, kv
+    )
 
 
-def unembed(params: Params, config: ModelConfig, hidden_MD: jax.Array) -> jax.Array:
-    """Logits [M, V], accumulated and returned in float32."""
+def unembed(
+    params: Params, config: ModelConfig, hidden_MD: jax.Array, few_rows: bool = False
+) -> jax.Array:
+    """Logits [M, V], accumulated and returned in float32. `few_rows` as in `forward`."""
     dtype = jnp.dtype(config.dtype)
+    hidden_MD = hidden_MD.astype(dtype)
     if config.tied:
         table_VD = params["embed"]["embedding"].astype(dtype)
-        dims = (((1,), (1,)), ((), ()))
-        hidden_MD = hidden_MD.astype(dtype)
-        if hidden_MD.shape[0] > FEW_ROWS:
-            return jax.lax.dot_general(
-                hidden_MD, table_VD, dims, preferred_element_type=jnp.float32
-            )
-        logits_VM = jax.lax.dot_general(
-            table_VD, hidden_MD, dims, preferred_element_type=jnp.float32
-        )
-        # Without the barrier XLA would swap the operands back.
-        return jax.lax.optimization_barrier(logits_VM).T
-    kernel_DV = params["unembed"]["kernel"].astype(dtype)
-    return jnp.dot(hidden_MD.astype(dtype), kernel_DV, preferred_element_type=jnp.float32)
+    elif few_rows:
+        table_VD = params["unembed"]["kernel"].astype(dtype)
+    else:
+        kernel_DV = params["unembed"]["kernel"].astype(dtype)
+        return jnp.dot(hidden_MD, kernel_DV, preferred_element_type=jnp.float32)
+    if few_rows:
+        return _weights_on_the_left(table_VD, hidden_MD, jnp.float32)
+    dims = (((1,), (1,)), ((), ()))
+    return jax.lax.dot_general(hidden_MD, table_VD, dims, preferred_element_type=jnp.float32)
+
+
+@jax.jit
+def for_few_rows(params: Params) -> Params:
+    """The same parameters with every kernel stored by output, [F, D] (see FEW_ROWS). A copy."""
+
+    def turned(path, x):
+        return x.T if path[-1].key == "kernel" else x
+
+    return jax.tree_util.tree_map_with_path(turned, params)
 
 
 def causal_attend(rows: int) -> Attend:

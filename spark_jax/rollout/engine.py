@@ -25,9 +25,10 @@ from spark_jax.cache.kv import copy_pages, init_copies, init_kv
 from spark_jax.cache.pool import PagePool, Pages
 from spark_jax.cache.tiles import Held, make_tiles, most_tiles, pages_of_tile
 from spark_jax.models.config import ModelConfig
+from spark_jax.models.transformer import for_few_rows
 from spark_jax.ops.gpu_kernels import Backend
 from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
-from spark_jax.rollout.programs import DecodeRows, decode_chunk, prefill
+from spark_jax.rollout.programs import DecodeRows, Weights, decode_chunk, prefill
 from spark_jax.types import UserError
 
 GROUP = 16  # tokens of one path that a prefill computes side by side
@@ -127,7 +128,9 @@ class Engine:
         self.config, self.shape, self.end_of_turn = config, shape, end_of_turn
         self.pool = PagePool(shape.pages, shape.slots)
         self.kv = init_kv(config, shape.pages, shape.slots, cache_dtype, kv_sharding)
-        # Copies of the tiles that decoding looks at, there while paths are alive.
+        self._on_cpu = self.kv[0][0].devices().pop().platform == "cpu"
+        # Copies of weights, and of the tiles that decoding looks at, there while paths are alive.
+        self._few_rows = None
         self._copies: tuple[TileCopies, ...] | None = None
         self._held: tuple[Held, Held] = ()
         self.stop_table = jnp.asarray(stop_table)
@@ -160,7 +163,7 @@ class Engine:
             count += 1
         self._copy([(0, 0)])
         jax.block_until_ready(self.kv)
-        self._copies = None
+        self._drop_copies()
         return count + 1
 
     @property
@@ -193,7 +196,7 @@ class Engine:
         self._parked.pop(id(pages), None)
         self.pool.free(pages)
         if not self.pool.used_pages:
-            self._copies = None
+            self._drop_copies()
 
     def round(self) -> list[Row]:
         """Admits, prefills and decodes one chunk; returns the rows whose response is complete."""
@@ -250,7 +253,15 @@ class Engine:
             or row.response[-1:] == [self.end_of_turn]
         )
 
+    def _drop_copies(self) -> None:
+        self._copies = self._few_rows = None
+
     # --- device calls -----------------------------------------------------------------------
+
+    def _weights(self) -> Weights:
+        if self._on_cpu and self._few_rows is None:
+            self._few_rows = for_few_rows(self.params)
+        return Weights(self.params, self._few_rows)
 
     def _grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> None:
         copies = []
@@ -309,7 +320,7 @@ class Engine:
             start_G[g], count_G[g] = start, n
             token_GT[g, :n] = row.tokens[start : start + n]
         self.kv = prefill(
-            self.params,
+            self._weights(),
             self.kv,
             token_GT,
             start_G,
@@ -356,7 +367,7 @@ class Engine:
             key_B2[b] = row.key
         tiles, stale = self._settle(tiles)
         self.kv, self._copies, out = decode_chunk(
-            self.params,
+            self._weights(),
             self.kv,
             self._copies,
             DecodeRows(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from spark_jax.cache.kv import Kv
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.transformer import forward, unembed
+from spark_jax.models.transformer import FEW_ROWS, Params, forward, unembed
 from spark_jax.ops.gpu_kernels import Backend
 from spark_jax.ops.paged_attention import paged_attention, write_pages
 from spark_jax.ops.sampling import sample_tokens
@@ -22,6 +22,18 @@ from spark_jax.ops.tile_attention import (
     copy_tiles,
     tile_attention,
 )
+
+
+class Weights(NamedTuple):
+    """The parameters, and those of `for_few_rows` where programs of few rows are faster so."""
+
+    plain: Params
+    few_rows: Params | None
+
+    def of(self, rows: int) -> tuple[Params, bool]:
+        """What a program of so many rows uses, and whether that is `few_rows`."""
+        few = self.few_rows is not None and rows <= FEW_ROWS
+        return (self.few_rows if few else self.plain), few
 
 
 class DecodeRows(NamedTuple):
@@ -52,7 +64,7 @@ def _slots(table_BW, position_BT, valid_BT, slots: int):
 
 @functools.partial(jax.jit, static_argnames=("config", "backend"), donate_argnames=("kv",))
 def prefill(
-    params,
+    weights: Weights,
     kv: Kv,
     token_GT,
     start_G,
@@ -81,7 +93,9 @@ def prefill(
         out_GTHC, _ = paged_attention(q_GTHC, k_PSKC, v_PSKC, table_GW, position_GT, backend)
         return out_GTHC.reshape(q_NHC.shape), (k_PSKC, v_PSKC)
 
-    _, kv = forward(params, config, token_GT.reshape(-1), position_GT.reshape(-1), attend, kv)
+    params, few = weights.of(G * T)
+    token_N, position_N = token_GT.reshape(-1), position_GT.reshape(-1)
+    _, kv = forward(params, config, token_N, position_N, attend, kv, few_rows=few)
     return kv
 
 
@@ -91,7 +105,7 @@ def prefill(
     donate_argnames=("kv", "copies"),
 )
 def decode_chunk(
-    params,
+    weights: Weights,
     kv: Kv,
     copies: tuple[TileCopies, ...] | None,
     rows: DecodeRows,
@@ -114,6 +128,7 @@ def decode_chunk(
     carries.
     """
     B = rows.token_B.shape[0]
+    params, few = weights.of(B)
     slots = kv[0][0].shape[1]
     accept = stop_table_QV.shape[0] - 1
     begin_B = rows.position_B
@@ -144,8 +159,10 @@ def decode_chunk(
             return out_BHC, (k_BKXC, v_BKXC)
 
         layers = tuple(zip(recent, sources, strict=True))
-        hidden_BD, recent = forward(params, config, rows.token_B, rows.position_B, attend, layers)
-        logits_BV = unembed(params, config, hidden_BD)
+        hidden_BD, recent = forward(
+            params, config, rows.token_B, rows.position_B, attend, layers, few_rows=few
+        )
+        logits_BV = unembed(params, config, hidden_BD, few)
         token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)
         stop_B = jnp.where(active_B, stop_table_QV[rows.stop_B, token_B], rows.stop_B)
         ended_B = (stop_B == accept) | (token_B == end_of_turn)
