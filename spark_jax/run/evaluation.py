@@ -10,6 +10,7 @@ from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
 from spark_jax.run.evalfile import EpisodeResult, episode_result
+from spark_jax.run.memory import give_back
 from spark_jax.types import Task, Tree
 
 
@@ -44,4 +45,5 @@ def play_panel(
         [rule] * len(panel), limits,
         (seed, "eval", sample), deterministic, tell,
     )  # fmt: skip
+    give_back()
     return [episode_result(tree) for tree in trees]
