@@ -25,7 +25,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.env.max_steps = 15  # the paper's
     config.eval.splits = ("L0", "L1")
     if preset in ("tiny", "nano"):
-        config.sft.epochs = 12  # pages are long: an epoch costs twice ScienceWorld's
+        config.sft.epochs = 16  # pages are long: an epoch costs twice ScienceWorld's
         config.sft.panel_every = 4
         config.rl.iterations = 6
         config.rl.tasks_per_iteration = 8
