@@ -113,6 +113,10 @@ class PagePool:
         for page in held.ids:
             self._drop(page)
         held.ids, held.length = [], 0
+        if not self.used_pages:
+            # As at first: which pages are taken next decides how sums over a path are rounded, and
+            # a resumed run has to go on as an unbroken one does.
+            self._free.sort(reverse=True)
 
     def _last_page_is_shared(self, held: Pages) -> bool:
         index = held.length // self.slots
