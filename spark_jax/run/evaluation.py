@@ -34,6 +34,7 @@ def play_panel(
     The random keys depend on (seed, sample, task) and not on the parameters: two policies that
     play the same panel are compared under common random numbers.
     """
+    give_back()
     engine.use(params, temperature)
 
     def tell(tree: Tree) -> None:

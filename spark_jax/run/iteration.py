@@ -77,6 +77,7 @@ def rollout(
         adapting = adapt_metrics(shape, rates, tasks)
         shapes = [adapted(shape, rates, task.type) for task in tasks]
         rules = [dataclasses.replace(rule, **changed._asdict()) for changed in shapes]
+    give_back()
     engine.use(params, config.rl.temperature)
     trees = grow_trees(
         tasks, engine, environments, dialogues, rules, limits(config),

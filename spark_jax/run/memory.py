@@ -9,8 +9,9 @@ import ctypes
 def give_back() -> None:
     """Returns what was freed to the operating system; does nothing where libc is not glibc.
 
-    glibc keeps freed blocks of less than 32 MB for later ones of their kind: after a rollout on a
-    CPU the sampler's copies of the weights, while what the update wants next is a few large blocks.
+    glibc keeps freed blocks of less than 32 MB for later ones of their kind: on a CPU the sampler's
+    copies of the weights after a rollout, gradients after an update, while what comes next wants
+    blocks of other sizes. Called before and after sampling.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
