@@ -94,14 +94,14 @@ class FewRowsDense(nn.Module):
     def __call__(self, x_ND: jax.Array) -> jax.Array:
         shape = (self.features, x_ND.shape[-1])
         kernel_FD = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        y_NF = _weights_on_the_left(kernel_FD.astype(self.dtype), x_ND.astype(self.dtype))
+        y_NF = weights_on_the_left(kernel_FD.astype(self.dtype), x_ND.astype(self.dtype))
         if self.use_bias:
             bias_F = self.param("bias", nn.initializers.zeros, shape[:1], self.param_dtype)
             y_NF = y_NF + bias_F.astype(self.dtype)
         return y_NF
 
 
-def _weights_on_the_left(weights_FD: jax.Array, x_ND: jax.Array, dtype=None) -> jax.Array:
+def weights_on_the_left(weights_FD: jax.Array, x_ND: jax.Array, dtype=None) -> jax.Array:
     """x @ weights.T, [N, F]."""
     dims = (((1,), (1,)), ((), ()))
     y_FN = jax.lax.dot_general(weights_FD, x_ND, dims, preferred_element_type=dtype)
@@ -268,7 +268,7 @@ def unembed(
         kernel_DV = params["unembed"]["kernel"].astype(dtype)
         return jnp.dot(hidden_MD, kernel_DV, preferred_element_type=jnp.float32)
     if few_rows:
-        return _weights_on_the_left(table_VD, hidden_MD, jnp.float32)
+        return weights_on_the_left(table_VD, hidden_MD, jnp.float32)
     dims = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(hidden_MD, table_VD, dims, preferred_element_type=jnp.float32)
 

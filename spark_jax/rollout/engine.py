@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spark_jax.cache.kv import copy_pages, init_copies, init_kv
+from spark_jax.cache.memory import give_back
 from spark_jax.cache.pool import PagePool, Pages
 from spark_jax.cache.tiles import Held, make_tiles, most_tiles, pages_of_tile
 from spark_jax.models.config import ModelConfig
@@ -149,6 +150,7 @@ class Engine:
         stale after a change of weights, so no path may be alive."""
         if self.waiting or self.running or self.pool.used_pages:
             raise ValueError("weights can change only when no path holds pages")
+        give_back()
         self.params, self.temperature = params, np.float32(temperature)
         self.stats = EngineStats()
 
@@ -255,6 +257,7 @@ class Engine:
 
     def _drop_copies(self) -> None:
         self._copies = self._few_rows = None
+        give_back()
 
     # --- device calls -----------------------------------------------------------------------
 

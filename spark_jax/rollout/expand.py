@@ -85,7 +85,6 @@ class _Growing:
         self.granted: list[_Fork] = []  # decided, waiting for the shared prefix
         self.spare: dict[Indices, _Fork] = {}  # places for leaves that are left in the end
         self.start: Start | None = None
-        self.prompt: list[int] = []
 
     @property
     def finished(self) -> bool:
@@ -215,7 +214,7 @@ class _Grower:
             0, -1, 0, context_ids=tokens, prompt=text, observation=start.observation,
             requested=growing.rule.roots, granted=growing.rule.roots,
         )  # fmt: skip
-        growing.start, growing.prompt = start, tokens
+        growing.start = start
         row = Row(list(tokens), row_key(*growing.identity, ()), budget=0)
         self.owner[row] = (growing, None)
         self.engine.add(row)

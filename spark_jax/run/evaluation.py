@@ -10,7 +10,6 @@ from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
 from spark_jax.run.evalfile import EpisodeResult, episode_result
-from spark_jax.run.memory import give_back
 from spark_jax.types import Task, Tree
 
 
@@ -34,7 +33,6 @@ def play_panel(
     The random keys depend on (seed, sample, task) and not on the parameters: two policies that
     play the same panel are compared under common random numbers.
     """
-    give_back()
     engine.use(params, temperature)
 
     def tell(tree: Tree) -> None:
@@ -46,5 +44,4 @@ def play_panel(
         [rule] * len(panel), limits,
         (seed, "eval", sample), deterministic, tell,
     )  # fmt: skip
-    give_back()
     return [episode_result(tree) for tree in trees]

@@ -26,7 +26,6 @@ from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import grow_trees
 from spark_jax.rollout.measure import rollout_metrics
 from spark_jax.rollout.signals import ForkCounts
-from spark_jax.run.memory import give_back
 from spark_jax.run.policy import (
     Policy,
     limits,
@@ -77,13 +76,11 @@ def rollout(
         adapting = adapt_metrics(shape, rates, tasks)
         shapes = [adapted(shape, rates, task.type) for task in tasks]
         rules = [dataclasses.replace(rule, **changed._asdict()) for changed in shapes]
-    give_back()
     engine.use(params, config.rl.temperature)
     trees = grow_trees(
         tasks, engine, environments, dialogues, rules, limits(config),
         (config.seed, "rl", iteration), config.rollout.deterministic, on_tree,
     )  # fmt: skip
-    give_back()
     spent = {name: environments.stats[name] - before[name] for name in before}
     stats = engine.stats
     metrics = rollout_metrics(trees) | {

@@ -8,7 +8,7 @@ import pytest
 
 SCRIPT = """
 import resource, numpy as np
-from spark_jax.run.memory import give_back
+from spark_jax.cache.memory import give_back
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() / 1e6
 del (large := [np.ones(30 * 2**17)])[0]  # from now on blocks of up to 30 MB are kept
 arrays = [np.ones(2**17) for _ in range(200)]  # of 1 MB

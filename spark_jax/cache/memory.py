@@ -1,4 +1,4 @@
-"""Memory of this process between the parts of a run."""
+"""Freed memory of this process, before and after sampling."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def give_back() -> None:
 
     glibc keeps freed blocks of less than 32 MB for later ones of their kind: on a CPU the sampler's
     copies of the weights after a rollout, gradients after an update, while what comes next wants
-    blocks of other sizes. Called before and after sampling.
+    blocks of other sizes.
     """
     with contextlib.suppress(AttributeError, OSError):
         ctypes.CDLL(None).malloc_trim(0)
