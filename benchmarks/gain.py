@@ -16,7 +16,8 @@ import pathlib
 import subprocess
 import sys
 
-from spark_jax.run.costs import evaluation, outcomes, rows_after_warmup, same_panel, spent
+from spark_jax.run.costs import outcomes, rows_after_warmup, same_panel, spent
+from spark_jax.run.evalfile import evaluation
 from spark_jax.run.files import write_text
 from spark_jax.run.statistics import bootstrap, paired_difference, percent, points
 

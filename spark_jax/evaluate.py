@@ -31,7 +31,7 @@ from spark_jax.run.endpoint_options import (
     describe_cost,
     prices_of,
 )
-from spark_jax.run.evalfile import read_evaluations
+from spark_jax.run.evalfile import evaluation, read_evaluations
 from spark_jax.run.prompted import Prompted, evaluate_prompted
 from spark_jax.run.rules import SPLITS
 from spark_jax.run.statistics import points
@@ -184,12 +184,11 @@ def _describe(entry: dict) -> str:
 
 
 def _entry(folder: str, name: str) -> dict:
-    entries = read_evaluations(folder)
-    found = [e for e in entries if e["name"] == name]
-    if not found:
-        have = ", ".join(repr(e["name"]) for e in entries) or "none"
+    entry = evaluation(folder, name)
+    if entry is None:
+        have = ", ".join(repr(e["name"]) for e in read_evaluations(folder)) or "none"
         raise UserError(f"{folder} has no evaluation {name!r}; it has {have}.")
-    return found[-1]
+    return entry
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spark_jax.run.config import read_config
-from spark_jax.run.evalfile import read_evaluations
+from spark_jax.run.evalfile import evaluation, read_evaluations
 from spark_jax.run.metrics import read_metrics
 from spark_jax.types import UserError
 
@@ -81,12 +81,6 @@ def last_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
     elif config.algo.name != "sft" and config.rl.iterations:
         name = "after RL"
     return evaluation(workdir, name)
-
-
-def evaluation(workdir: pathlib.Path, name: str) -> dict[str, Any] | None:
-    """The evaluation of that name; None if there is none so far."""
-    found = [entry for entry in read_evaluations(workdir) if entry["name"] == name]
-    return found[0] if found else None
 
 
 def outcomes(entry: Mapping[str, Any], split: str) -> list[float]:

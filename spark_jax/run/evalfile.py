@@ -171,10 +171,10 @@ def copy_evaluation(
     Returns:
       the entry that was written, None if the other run has none of that name.
     """
-    found = [entry for entry in read_evaluations(source) if entry["name"] == name]
-    if not found:
+    found = evaluation(source, name)
+    if found is None:
         return None
-    entry = found[0] | {"step": step}
+    entry = found | {"step": step}
     _write(workdir, [e for e in read_evaluations(workdir) if e["name"] != name] + [entry])
     return entry
 
@@ -194,6 +194,11 @@ def read_evaluations(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} cannot be read ({error}); remove it, and spark_jax.evaluate writes it again."
         ) from None
+
+
+def evaluation(workdir: pathlib.Path | str, name: str) -> dict[str, Any] | None:
+    """The evaluation of that name; None if there is none so far."""
+    return next((e for e in read_evaluations(workdir) if e["name"] == name), None)
 
 
 def _write(workdir: pathlib.Path | str, entries: list[dict[str, Any]]) -> None:
