@@ -5,6 +5,8 @@
 A workload is a JSON file with one list of nodes a tree; a node is [parent, response tokens, context
 tokens], depth-first, and node 0 is the prompt. The texts come from the tree files of a run; they
 are counted with the tokenizer of the model that the benchmark runs, not of the one that wrote them.
+--instructions puts the instructions of env.prompt=full before every prompt, as the presets of
+instruction-tuned models do; a model trained from scratch reads none.
 """
 
 from __future__ import annotations
@@ -78,19 +80,23 @@ def load(path: pathlib.Path | str) -> list[Shape]:
     return [Shape(*([node[i] for node in nodes] for i in range(3))) for nodes in trees]
 
 
-def record(run: pathlib.Path, iteration: int, preset: str) -> list[list[list[int]]]:
+def record(
+    run: pathlib.Path, iteration: int, preset: str, instructions: bool = False
+) -> list[list[list[int]]]:
     """The trees of an iteration of `run`, counted with the tokenizer of `preset`."""
+    from spark_jax.envs.scienceworld import system_prompt
     from spark_jax.models.presets import load_model
     from spark_jax.run.treefile import read_trees, tree_path
 
     codec = load_model(preset).codec
+    system = system_prompt("full") if instructions else ""
     out = []
     for tree in read_trees(tree_path(run, iteration)):
         nodes = []
         for node in tree["nodes"]:
             response = len(codec.encode_response(node["response"])) if node["response"] else 0
             if node["parent"] < 0:
-                context = len(codec.encode_prompt("", node["prompt"]))
+                context = len(codec.encode_prompt(system, node["prompt"]))
             else:
                 context = len(codec.encode_turn(node["prompt"], ended=False))
             nodes.append([node["parent"], response, context])
@@ -103,9 +109,10 @@ def main() -> None:
     parser.add_argument("run", type=pathlib.Path, help="work folder of a run")
     parser.add_argument("--iteration", type=int, default=0)
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--instructions", action="store_true", help="before every prompt")
     parser.add_argument("--out", type=pathlib.Path, required=True)
     options = parser.parse_args()
-    trees = record(options.run, options.iteration, options.model)
+    trees = record(options.run, options.iteration, options.model, options.instructions)
     lines = ",\n".join(json.dumps(tree, separators=(",", ":")) for tree in trees)
     head = json.dumps({"tokenizer": options.model, "iteration": options.iteration})[1:-1]
     write_text(options.out, f'{{{head},\n"trees":[\n{lines}\n]}}\n')

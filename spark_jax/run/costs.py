@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spark_jax.run.config import read_config
-from spark_jax.run.evalfile import evaluation, read_evaluations
+from spark_jax.run.evalfile import evaluation, last_evaluation_name, read_evaluations
 from spark_jax.run.metrics import read_metrics
 from spark_jax.types import UserError
 
@@ -72,15 +72,7 @@ def last_evaluation(workdir: pathlib.Path) -> dict[str, Any] | None:
     """The evaluation at the end of a run; None for one that has not come so far."""
     if not (workdir / "config.json").is_file():
         return None
-    config = read_config(workdir)
-    name = "after warm-up"
-    if config.algo.name == "react":
-        name = "prompted"
-    elif config.algo.name == "sft" and config.sft.extra_seconds:
-        name = "after more SFT"
-    elif config.algo.name != "sft" and config.rl.iterations:
-        name = "after RL"
-    return evaluation(workdir, name)
+    return evaluation(workdir, last_evaluation_name(read_config(workdir)))
 
 
 def outcomes(entry: Mapping[str, Any], split: str) -> list[float]:

@@ -15,11 +15,25 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from spark_jax.rollout.measure import measure_path
 from spark_jax.rollout.vote import majority_leaf
 from spark_jax.run.files import write_text
 from spark_jax.run.statistics import bootstrap, wilson
 from spark_jax.types import Task, Tree, UserError
+
+PROMPTED, AFTER_WARMUP = "prompted", "after warm-up"  # names of a run's evaluations
+AFTER_RL, AFTER_MORE = "after RL", "after more SFT"
+
+
+def last_evaluation_name(config: ConfigDict) -> str:
+    """Name of the evaluation that a run with these settings ends with."""
+    if config.algo.name == "react":
+        return PROMPTED
+    if config.algo.name == "sft":
+        return AFTER_MORE if config.sft.extra_seconds else AFTER_WARMUP
+    return AFTER_RL if config.rl.iterations else AFTER_WARMUP
 
 
 class EpisodeResult(NamedTuple):

@@ -28,9 +28,12 @@ from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.compilations import compilations, keep_on_disk
 from spark_jax.run.config import start_or_resume
 from spark_jax.run.evalfile import (
+    AFTER_MORE,
+    AFTER_WARMUP,
     EpisodeResult,
     add_evaluation,
     eval_metrics,
+    last_evaluation_name,
     read_evaluations,
 )
 from spark_jax.run.evaluation import play_panel
@@ -55,8 +58,6 @@ from spark_jax.run.summary import print_summary
 from spark_jax.run.treefile import drop_later_trees, write_trees
 from spark_jax.run.worlds import World, make_world
 from spark_jax.types import Tree
-
-AFTER_WARMUP, AFTER_RL, AFTER_MORE = "after warm-up", "after RL", "after more SFT"
 
 
 @dataclasses.dataclass
@@ -137,14 +138,13 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
             if AFTER_WARMUP not in state.evaluated and not _borrow_evaluation(this):
                 _evaluate(this, AFTER_WARMUP, params)
             sft = config.algo.name == "sft"
-            last = AFTER_MORE if sft else AFTER_RL
-            goes_on = bool(config.sft.extra_seconds if sft else config.rl.iterations)
-            if sft and goes_on and last not in state.evaluated:
+            last = last_evaluation_name(config)
+            if last == AFTER_MORE and last not in state.evaluated:
                 params, opt_state = _more_warm_up(this, examples, params, opt_state)
             elif not sft and not rl_is_over(config, state.sampled):
                 state.evaluated = [name for name in state.evaluated if name != last]
                 params, opt_state = _reinforce(this, examples, params, opt_state)
-            if goes_on and last not in state.evaluated:
+            if last not in state.evaluated:
                 _evaluate(this, last, params)
                 state.step += 1
                 _save(this, params, opt_state)

@@ -9,14 +9,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from spark_jax.run.config import start_or_resume
-from spark_jax.run.evalfile import eval_metrics
+from spark_jax.run.evalfile import PROMPTED, eval_metrics
 from spark_jax.run.evaluator import Request, evaluate
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.rules import FROM_SCRATCH
 from spark_jax.run.summary import print_summary
 from spark_jax.types import UserError
-
-PROMPTED = "prompted"
 
 
 def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
