@@ -32,7 +32,7 @@ HISTORY = ["env.history=1", "env.max_steps=4"]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("history") / "whole"
-    play(folder, *HISTORY, *QUICK, "rl.rename=0.5", "rl.context_coef=0.1")
+    play(folder, *HISTORY, *QUICK, "rl.rename=0.5")
     return folder
 
 
@@ -72,7 +72,7 @@ def test_a_report_is_made(whole):
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(whole, tmp_path, monkeypatch):
-    settings = [*HISTORY, *QUICK, "rl.rename=0.5", "rl.context_coef=0.1"]
+    settings = [*HISTORY, *QUICK, "rl.rename=0.5"]
     killed_and_resumed(tmp_path, monkeypatch, settings, at=2)
     assert rl_lines(tmp_path) == rl_lines(whole)
     for iteration in range(3):

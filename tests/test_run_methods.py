@@ -91,9 +91,11 @@ def test_a_budget_of_tokens_ends_rl_and_survives_a_crash(tmp_path, monkeypatch):
 
 def test_budget_rules_survive_a_crash(tmp_path, monkeypatch):
     settings = ["tree.reinvest=True", "tree.adapt=True", "tree.roots=2", "tree.leaves=6", *QUICK]
-    settings += ["checkpoint.every=2", "rl.iterations=4"]
+    settings += ["checkpoint.every=2", "rl.iterations=4", "rl.types=mixed"]
     play(tmp_path / "whole", *settings)
     lines = rl_lines(tmp_path / "whole")
+    weights = [row["rollout/weight_doors-2x3"] for row in lines]
+    assert weights[0] == 1 / 2 and len(set(weights)) == 4
     assert [row["rollout/budget_used"] for row in lines] == [1.0] * 4
     assert sum(row["rollout/reinvested"] for row in lines) > 4
     branches = [row["rollout/branch_doors-2x3"] for row in lines]

@@ -17,11 +17,15 @@ def by_type(tasks: Sequence[Task]) -> dict[str, list[Task]]:
 
 
 def tasks_of_iteration(
-    tasks_by_type: Mapping[str, Sequence[Task]], n: int, seed: int, iteration: int
+    tasks_by_type: Mapping[str, Sequence[Task]],
+    n: int,
+    seed: int,
+    iteration: int,
+    weights: Mapping[str, float] | None = None,
 ) -> list[Task]:
-    """`n` tasks: type uniform, then a variation without replacement (DESIGN 3.9).
+    """`n` tasks: type uniform or by `weights`, then a variation without replacement (DESIGN 3.9).
 
-    Depends on (seed, iteration) and the given tasks only. A type whose variations are used up
+    Depends on (seed, iteration) and the arguments only. A type whose variations are used up
     within the iteration begins again.
     """
     if not tasks_by_type or not all(tasks_by_type.values()):
@@ -31,7 +35,10 @@ def tasks_of_iteration(
     left: dict[str, list[Task]] = {name: [] for name in types}
     chosen = []
     for _ in range(n):
-        name = rng.choice(types)
+        if weights is None:
+            name = rng.choice(types)
+        else:
+            name = rng.choices(types, [weights[name] for name in types])[0]
         if not left[name]:
             left[name] = rng.sample(list(tasks_by_type[name]), len(tasks_by_type[name]))
         chosen.append(left[name].pop())

@@ -77,6 +77,7 @@ def base_config() -> ConfigDict:
     config.rl.rename = 0.0  # share of the trees whose dialogue swaps names, as in sft.rename
     config.rl.train_on = "all"  # train tasks: all, or (un)seen: with (no) warm-up dialogue
     config.rl.tasks_per_iteration = 8  # trees of an iteration
+    config.rl.types = "uniform"  # task types drawn: uniform, or mixed: by how often outcomes differ
     config.rl.learning_rate = 1e-4  # after warmup_steps
     config.rl.decay_to = 1.0  # share of the learning rate that is left at the end; 1: constant
     config.rl.warmup_steps = 0  # optimiser steps over which the learning rate rises to it
@@ -86,7 +87,6 @@ def base_config() -> ConfigDict:
     config.rl.dual_clip = 3.0  # bound of the ratio for negative advantages; 0: off
     config.rl.entropy_coef = 0.001  # of the entropy bonus; 0: off
     config.rl.imitate_coef = 0.0  # of -log p of successful leaves (VAPO, arXiv 2504.05118)
-    config.rl.context_coef = 0.0  # of -log p of what the environment wrote
     config.rl.optimizer = "adamw"  # adamw or muon
     config.rl.weight_decay = 0.01  # of matrices
     config.rl.grad_clip = 1.0  # global norm of the gradient at most; used by the warm-up too

@@ -21,6 +21,7 @@ from spark_jax.learn.pack import PackedBatch, linear_tokens, micro_batches, pack
 from spark_jax.learn.rows import step_rows
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
 from spark_jax.rollout.adapt import Rates, Shape, adapt_metrics, adapted
+from spark_jax.rollout.curriculum import Mixed, curriculum_metrics, type_weights
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import grow_trees
@@ -29,7 +30,6 @@ from spark_jax.rollout.signals import ForkCounts
 from spark_jax.run.policy import (
     Policy,
     limits,
-    row_targets,
     rows_of_micro_batch,
     to_host,
     tree_rule,
@@ -55,25 +55,33 @@ def rollout(
     on_tree: Callable[[Tree], None] | None = None,
     counts: ForkCounts | None = None,
     rates: Rates | None = None,
+    mixed: Mixed | None = None,
 ) -> tuple[list[Tree], dict[str, float]]:
     """The trees of an iteration and the `rollout/*` and `time/*` metrics.
 
     `swap_for`: draws which names the dialogue of a task swaps (run/rename.py).
     `counts`: of the forks of past iterations, for `tree.signal=calibrated`.
     `rates`: of success in past iterations, for `tree.adapt`.
+    `mixed`: of trees with both outcomes in past iterations, for `rl.types=mixed`.
     """
     start = time.perf_counter()
     before = dict(environments.stats)
-    tasks = tasks_of_iteration(train, config.rl.tasks_per_iteration, config.seed, iteration)
+    adapting, weights = {}, None
+    if config.rl.types == "mixed":
+        weights = type_weights(mixed or {}, train)
+    n = config.rl.tasks_per_iteration
+    tasks = tasks_of_iteration(train, n, config.seed, iteration, weights)
+    if weights:
+        adapting |= curriculum_metrics(mixed or {}, tasks)
     dialogues = [dialogue] * len(tasks)
     if swap_for:
         rng = random.Random(f"rename {config.seed} {iteration}")
         dialogues = [dataclasses.replace(dialogue, swap=swap_for(task, rng)) for task in tasks]
-    rule, adapting = tree_rule(config, counts), {}
+    rule = tree_rule(config, counts)
     rules = [rule] * len(tasks)
     if config.tree.adapt:
         shape, rates = Shape(rule.roots, rule.branch), rates or {}
-        adapting = adapt_metrics(shape, rates, tasks)
+        adapting |= adapt_metrics(shape, rates, tasks)
         shapes = [adapted(shape, rates, task.type) for task in tasks]
         rules = [dataclasses.replace(rule, **changed._asdict()) for changed in shapes]
     engine.use(params, config.rl.temperature)
@@ -134,7 +142,6 @@ def learn(
             config.algo.invalid_penalty,
             per_leaf=config.algo.token_mean == "leaf",
             imitate=config.rl.imitate_coef,
-            context=config.rl.context_coef,
         )
         record_advantages(tree, credit)
         rows_tree, credit, _ = step_rows(tree, credit)
@@ -144,7 +151,7 @@ def learn(
     groups, packed = [], 0
     for part in range(config.rl.minibatches):
         group = items[part :: config.rl.minibatches]
-        targets = row_targets(config, config.rl.context_coef)
+        targets = config.train.row_targets
         batch, stats = pack_trees(group, config.train.row_tokens, targets, rows)
         packed += stats.packed_tokens
         batches = [

@@ -20,6 +20,7 @@ from spark_jax.envs.pool import EnvPool, default_workers
 from spark_jax.envs.tasks import panel, seen, unseen
 from spark_jax.models.config import parameter_count
 from spark_jax.rollout.adapt import count_successes
+from spark_jax.rollout.curriculum import count_mixed
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.reliability import count_forks, reliabilities
@@ -47,7 +48,6 @@ from spark_jax.run.policy import (
     load_policy,
     make_engine,
     rl_steps,
-    row_targets,
     rows_of_micro_batch,
     sft_steps,
 )
@@ -74,6 +74,7 @@ class State:
     sampled: list[int] = dataclasses.field(default_factory=list)  # tokens, by iteration of RL
     forks: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # rollout/reliability.py
     rates: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # rollout/adapt.py
+    mixed: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # rollout/curriculum.py
 
 
 class Run(NamedTuple):
@@ -275,7 +276,8 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
 def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Callable]:
     """Shape of the learner's batches, the dialogues that fit, and what varies them by epoch."""
     train, sft = this.config.train, this.config.sft
-    targets = row_targets(this.config, sft.context_weight)
+    # Where what the environment wrote has a weight, every token is a target.
+    targets = train.row_tokens if sft.context_weight else train.row_targets
     shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
     trees = _dialogue_trees(this, examples)
     vary = warmup.variation(trees, this.policy, sft.rename, this.world)
@@ -322,7 +324,7 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
             trees, values = rollout(
                 config, state.iteration, train, params, this.engine,
                 this.environments, this.dialogue, swap_for, on_tree, state.forks,
-                state.rates,
+                state.rates, state.mixed,
             )  # fmt: skip
             state.sampled.append(values["rollout/response_tokens"])
             learner = functools.partial(learn_pairs, experts=experts) if pairs else learn
@@ -336,6 +338,8 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
                 values |= reliabilities(state.forks)
             if config.tree.adapt:
                 state.rates = count_successes(state.rates, trees)
+            if config.rl.types == "mixed":
+                state.mixed = count_mixed(state.mixed, trees)
             values["time/compilations"] = compilations() - compiled
             write_trees(this.workdir, state.iteration, trees)
             state.iteration += 1

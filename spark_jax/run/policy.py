@@ -167,11 +167,6 @@ def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
     )
 
 
-def row_targets(config: ConfigDict, context: float) -> int:
-    """Targets of a training row: where what the environment wrote has a weight, every token."""
-    return config.train.row_tokens if context else config.train.row_targets
-
-
 def rows_of_micro_batch(config: ConfigDict, policy: Policy) -> int:
     """Rows that go through the model at once: `train.rows` on every device of the batch axes."""
     if policy.mesh is None:
