@@ -53,14 +53,15 @@ def _tiny(config: ConfigDict, preset: str) -> ConfigDict:
     config.sft.learning_rate = 6e-3
     config.rl.train_on = "unseen"  # it plays the warm-up's own tasks by heart
     config.rl.rename = 0.5  # and the names of all train tasks: only swapped ones can be got wrong
+    config.rl.types = "mixed"  # two of the types never succeed, and theirs are the longest trees
     config.rl.kl = "k2"
-    config.rl.iterations = 10
+    config.rl.iterations = 30
     config.rl.tasks_per_iteration = 16
     config.rl.minibatches = 4
-    config.rl.learning_rate = 2e-4
+    config.rl.learning_rate = 3e-4
     config.rl.decay_to = 0.05
     config.rl.warmup_steps = 4
-    config.rl.kl_coef = 0.1  # what the reward does not ask for, copying above all, has to stay
+    config.rl.kl_coef = 0.05  # what the reward does not ask for, copying above all, has to stay
     config.algo.token_mean = "leaf"  # lost paths are long: by tokens they would drown the others
     return config
 
