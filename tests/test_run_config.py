@@ -87,7 +87,7 @@ def test_overrides_of_every_kind():
         "tree.leaves", "rl.learning_rate", "rl.recompute_old", "env.tasks", "eval.splits",
         "rl.iterations", "rl.kl_coef",
     }  # fmt: skip
-    assert plain["tree.leaves"] == 8 and plain["rl.kl_coef"] == 0.1
+    assert plain["tree.leaves"] == 8 and plain["rl.kl_coef"] == 0.05
 
 
 @pytest.mark.parametrize(
