@@ -30,8 +30,9 @@ def test_a_shape_knows_its_paths():
     assert episodes[1].parent == [-1, 0, 1, 2] and episodes[1].context == [40, 6, 9, 2]
 
 
-def test_the_recorded_trees_are_trees():
-    trees = load(WORKLOAD)
+@pytest.mark.parametrize("name", ["scienceworld", "scienceworld_instructions"])
+def test_the_recorded_trees_are_trees(name):
+    trees = load(WORKLOAD.with_stem(name))
     assert len(trees) == 16
     for tree in trees:
         assert tree.parent[0] == -1 and tree.response[0] == 0 and tree.context[0] > 50
