@@ -12,7 +12,8 @@ from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.toy import COLOURS, ToyEnvironment, toy_tasks
 from spark_jax.rollout.budget import Budget, effective_branch
 from spark_jax.rollout.dialogue import NO_ACTION
-from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
+from spark_jax.rollout.expand import grow_trees
+from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.identity import host_random
 from spark_jax.rollout.reinvest import Place, openness, share_out
 from spark_jax.rollout.signals import always, explore, make_signal, never

@@ -14,7 +14,8 @@ from spark_jax.envs.window import Window, window_message
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
 from spark_jax.rollout.engine import Engine, EngineShape
-from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
+from spark_jax.rollout.expand import grow_trees
+from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.signals import make_signal
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import PastStep, Start

@@ -16,7 +16,8 @@ from spark_jax.models.chat import Codec
 from spark_jax.models.presets import load_model
 from spark_jax.report import main as report
 from spark_jax.rollout.dialogue import Dialogue
-from spark_jax.rollout.expand import Limits, grow_trees
+from spark_jax.rollout.expand import grow_trees
+from spark_jax.rollout.growing import Limits
 from spark_jax.run import warmup
 from spark_jax.run.config import load_config
 from spark_jax.run.metrics import read_metrics

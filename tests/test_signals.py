@@ -7,7 +7,8 @@ from scripted import DIALOGUE, END, TASK, ByteCodec, InstantEnvironments, Script
 from test_learn_advantage import forked_tree
 
 from spark_jax.rollout.dialogue import Dialogue
-from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
+from spark_jax.rollout.expand import grow_trees
+from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.identity import host_random
 from spark_jax.rollout.reliability import count_forks, reliabilities
 from spark_jax.rollout.signals import Step, make_signal, rise

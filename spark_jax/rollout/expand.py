@@ -8,109 +8,19 @@ Host Python only. Three parties take turns in `grow_trees`:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 
 from spark_jax.cache.pool import Pages, common_prefix
 from spark_jax.envs.pool import EnvPool
-from spark_jax.envs.response import THINKING, Kind, parse_response
-from spark_jax.rollout.budget import Budget, Indices
+from spark_jax.envs.response import parse_response
+from spark_jax.rollout.budget import Indices
 from spark_jax.rollout.dialogue import NO_ACTION, Dialogue
 from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.growing import Fork, Growing, Limits, Path, TreeRule
 from spark_jax.rollout.identity import row_key
 from spark_jax.rollout.reinvest import Place, share_out
-from spark_jax.rollout.signals import Signal, Step
+from spark_jax.rollout.signals import Step
 from spark_jax.types import Node, Outcome, PastStep, Start, StepResult, Task, Tree, UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class TreeRule:
-    """Shape of a tree."""
-
-    leaves: int  # N
-    roots: int  # M
-    branch: int  # B
-    signal_name: str
-    signal: Signal
-    fork_at: str = "next_step"  # or "same_step": keep the reasoning, resample the action
-    tags: tuple[Kind, ...] = THINKING  # kinds of reasoning that a response may begin with
-    reinvest: bool = False  # leaves that are left in the end are spent (rollout/reinvest.py)
-    surprise: bool = False  # the signal looks at `Node.surprise`, which is 0 otherwise
-
-
-@dataclasses.dataclass(frozen=True)
-class Limits:
-    max_steps: int  # environment turns of a path
-    response_tokens: int  # sampled tokens of a step
-    path_tokens: int  # tokens of a path
-
-
-@dataclasses.dataclass(eq=False)
-class _Path:
-    """A running leaf: what has been played, and the response being sampled."""
-
-    indices: Indices  # identity of the node being made
-    parent: Indices  # the node it will hang under
-    step: int  # number of the environment turn being played, from 1
-    row: Row
-    past: tuple[PastStep, ...]
-    score: float = 0.0
-    head: tuple[int, ...] = ()  # sampled tokens of this step that stand in a node of their own
-
-
-@dataclasses.dataclass(eq=False)
-class _Fork:
-    """Children of one node, asked for or given: everything that a further one starts from."""
-
-    parent: Indices
-    source: Row  # its prefix is shared: the row of child 0, or the prompt's
-    tokens: list[int]
-    past: tuple[PastStep, ...]
-    step: int
-    score: float
-    head: tuple[int, ...] = ()
-    siblings: Sequence[int] = ()  # indices of the children that are to be started
-
-
-class _Growing:
-    """One tree while it grows. Nodes are keyed by their path of child indices; they get their
-    numbers at the end, in depth-first order, so timing never shows in the result."""
-
-    def __init__(self, task: Task, dialogue: Dialogue, identity: tuple, rule: TreeRule):
-        self.task, self.dialogue, self.identity, self.rule = task, dialogue, identity, rule
-        self.nodes: dict[Indices, Node] = {}
-        self.budget = Budget(rule.leaves, identity)
-        self.paths: dict[Indices, _Path] = {}
-        self.forks: dict[Indices, _Fork] = {}  # asked for, not decided
-        self.granted: list[_Fork] = []  # decided, waiting for the shared prefix
-        self.spare: dict[Indices, _Fork] = {}  # places for leaves that are left in the end
-        self.start: Start | None = None
-
-    @property
-    def finished(self) -> bool:
-        return len(self.nodes) > 1 and not self.paths and not self.granted
-
-    def past(self, indices: Indices) -> list[PastStep]:
-        """The steps of the path down to a node, those included that no environment saw."""
-        nodes = (self.nodes[indices[: i + 1]] for i in range(len(indices)))
-        return [PastStep(n.action, n.observation) for n in nodes if n.action or n.observation]
-
-    def tree(self) -> Tree:
-        order = sorted(self.nodes)  # a prefix sorts before what extends it: depth-first
-        number = {indices: i for i, indices in enumerate(order)}
-        for indices in order:
-            node = self.nodes[indices]
-            node.id = number[indices]
-            node.parent = number[indices[:-1]] if indices else -1
-        return Tree(
-            task=self.task,
-            leaves=self.rule.leaves,
-            roots=self.rule.roots,
-            branch=self.rule.branch,
-            signal=self.rule.signal_name,
-            nodes=[self.nodes[indices] for indices in order],
-            rebuilt=self.dialogue.window.steps > 0,
-        )
 
 
 def grow_trees(
@@ -140,7 +50,7 @@ def grow_trees(
     for task, dialogue, rule in zip(tasks, dialogues, rules, strict=True):
         seen[task] = seen.get(task, -1) + 1
         who = (task.env, task.type, task.variation, task.seed, seen[task])
-        todo.append(_Growing(task, dialogue, (*identity, who), rule))
+        todo.append(Growing(task, dialogue, (*identity, who), rule))
     grower.run(todo, deterministic, on_tree)
     return [growing.tree() for growing in todo]
 
@@ -152,9 +62,9 @@ class _Grower:
         self.engine: Engine = engine
         self.environments: EnvPool = environments
         self.limits: Limits = limits
-        self.owner: dict[Row, tuple[_Growing, _Path | None]] = {}
-        self.playing: dict[tuple, tuple[_Growing, _Path | None]] = {}
-        self.numbers: dict[_Growing, int] = {}
+        self.owner: dict[Row, tuple[Growing, Path | None]] = {}
+        self.playing: dict[tuple, tuple[Growing, Path | None]] = {}
+        self.numbers: dict[Growing, int] = {}
 
     def run(self, todo, deterministic, on_tree) -> None:
         unopened, open_trees = list(todo), []
@@ -185,7 +95,7 @@ class _Grower:
 
     # --- opening ----------------------------------------------------------------------------
 
-    def _may_open(self, open_trees: Sequence[_Growing]) -> bool:
+    def _may_open(self, open_trees: Sequence[Growing]) -> bool:
         """New trees start while workers would idle: fewer paths compete for environments, so
         fewer are replayed. At least one tree is open."""
         roots = sum(growing.rule.roots for growing in open_trees)
@@ -194,15 +104,15 @@ class _Grower:
             and not self.environments.waiting()
         )
 
-    def _key(self, growing: _Growing, indices: Indices) -> tuple:
+    def _key(self, growing: Growing, indices: Indices) -> tuple:
         return (self.numbers[growing], indices)
 
-    def _open(self, growing: _Growing) -> None:
+    def _open(self, growing: Growing) -> None:
         key = self._key(growing, ())
         self.playing[key] = (growing, None)
         self.environments.submit(key, growing.task, (), None)
 
-    def _plant(self, growing: _Growing, start: Start) -> None:
+    def _plant(self, growing: Growing, start: Start) -> None:
         """The prompt node: brought into the cache once, shared by the roots."""
         text, tokens = growing.dialogue.prompt(start)
         if len(tokens) + self.limits.response_tokens > self.limits.path_tokens:
@@ -219,19 +129,19 @@ class _Grower:
         self.owner[row] = (growing, None)
         self.engine.add(row)
 
-    def _roots(self, growing: _Growing, prompt: Row) -> None:
+    def _roots(self, growing: Growing, prompt: Row) -> None:
         prompt.prefix = prompt.pages
-        fork = _Fork((), prompt, prompt.tokens, (), step=1, score=0.0)
+        fork = Fork((), prompt, prompt.tokens, (), step=1, score=0.0)
         self._grant(growing, fork, range(growing.rule.roots))
         self.environments.rename(self._key(growing, ()), self._key(growing, (0,)))
 
     def _start(
-        self, growing: _Growing, indices: Indices, tokens: list[int], pages: Pages,
+        self, growing: Growing, indices: Indices, tokens: list[int], pages: Pages,
         past: tuple[PastStep, ...], step: int, score: float, head: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         """A new leaf, known to the budget already, begins to sample its first own response."""
         row = self._row(growing, indices, tokens, pages, len(head))
-        path = _Path(indices, indices[:-1], step, row, past, score, head)
+        path = Path(indices, indices[:-1], step, row, past, score, head)
         growing.paths[indices] = path
         self.owner[row] = (growing, path)
         self.engine.add(row)
@@ -269,7 +179,7 @@ class _Grower:
             result = StepResult(NO_ACTION, path.score, False, False, False)
             self._after_step(growing, path, node, result, played=False)
 
-    def _splits_here(self, growing: _Growing, path: _Path, parsed) -> bool:
+    def _splits_here(self, growing: Growing, path: Path, parsed) -> bool:
         return (
             growing.rule.fork_at == "same_step"
             and not path.head
@@ -279,7 +189,7 @@ class _Grower:
             and path.row.response[-1] != self.engine.end_of_turn
         )
 
-    def _after_reasoning(self, growing: _Growing, path: _Path, node: Node) -> None:
+    def _after_reasoning(self, growing: Growing, path: Path, node: Node) -> None:
         """fork_at = same_step: the reasoning is a node; child 0 goes on with its action."""
         head = tuple(path.row.response)
         self._go_on(growing, path, node, path.row.tokens, path.past, path.step, path.score, head)
@@ -293,7 +203,7 @@ class _Grower:
         else:
             self._after_step(growing, path, growing.nodes[path.indices], result, played=True)
 
-    def _after_step(self, growing, path: _Path, node: Node, result: StepResult, played) -> None:
+    def _after_step(self, growing, path: Path, node: Node, result: StepResult, played) -> None:
         node.observation, node.score, node.valid = result.observation, result.score, result.valid
         past = path.past
         if played:
@@ -318,7 +228,7 @@ class _Grower:
         node.prompt, node.context_ids = text, context
         self._go_on(growing, path, node, tokens, past, path.step + 1, result.score)
 
-    def _outcome(self, path: _Path, result: StepResult, tokens: int) -> Outcome | None:
+    def _outcome(self, path: Path, result: StepResult, tokens: int) -> Outcome | None:
         if result.success:
             return "success"
         if result.done:
@@ -329,7 +239,7 @@ class _Grower:
             return "token_limit"
         return None
 
-    def _finish(self, growing: _Growing, path: _Path) -> None:
+    def _finish(self, growing: Growing, path: Path) -> None:
         if path.head and path.indices[-1] == 0:  # same_step: a step that ends its path
             growing.nodes[path.parent].requested = 1  # asks for nothing
             growing.budget.withdraw(path.parent)
@@ -341,7 +251,7 @@ class _Grower:
         self.environments.release(self._key(growing, path.indices))
 
     def _go_on(
-        self, growing, path: _Path, node: Node, tokens, past, step: int, score: float, head=()
+        self, growing, path: Path, node: Node, tokens, past, step: int, score: float, head=()
     ) -> None:
         """Child 0 goes on at once; a fork that was asked for waits for its depth's decision."""
         child = (*path.indices, 0)
@@ -353,12 +263,12 @@ class _Grower:
         look = Step(node.spark, surprises, (*growing.identity, path.indices))
         node.requested = rule.branch if may_fork and rule.signal(look) else 1
         if growing.budget.request(path.indices, path.step, node.requested):
-            fork = _Fork(path.indices, row, list(tokens), past, step, score, head)
+            fork = Fork(path.indices, row, list(tokens), past, step, score, head)
             growing.forks[path.indices] = fork
             row.keep_prefix = True
         old = path.indices
         del growing.paths[old]
-        follower = _Path(child, old, step, row, past, score, head)
+        follower = Path(child, old, step, row, past, score, head)
         growing.paths[child] = follower
         growing.budget.advance(old, child, step - 1)
         self.environments.rename(self._key(growing, old), self._key(growing, child))
@@ -367,7 +277,7 @@ class _Grower:
 
     # --- forks ------------------------------------------------------------------------------
 
-    def _decide(self, growing: _Growing) -> None:
+    def _decide(self, growing: Growing) -> None:
         for grant in growing.budget.decide():
             fork = growing.forks.pop(grant.who)
             growing.nodes[grant.who].granted = grant.granted
@@ -376,14 +286,14 @@ class _Grower:
             else:
                 self._drop_prefix(fork.source)
 
-    def _grant(self, growing: _Growing, fork: _Fork, siblings: Sequence[int]) -> None:
+    def _grant(self, growing: Growing, fork: Fork, siblings: Sequence[int]) -> None:
         """`siblings` are new leaves below `fork.parent`."""
         fork.siblings = siblings
         for i in siblings:
             growing.budget.start((*fork.parent, i), fork.step - 1)
         growing.granted.append(fork)
 
-    def _reinvest(self, growing: _Growing) -> None:
+    def _reinvest(self, growing: Growing) -> None:
         """All paths have ended: what is left of the budget goes to where the outcome is open."""
         ended = [(who, node.outcome) for who, node in growing.nodes.items() if node.done]
         places = []
@@ -397,7 +307,7 @@ class _Grower:
             first = node.granted
             self._grant(growing, growing.spare.pop(who), range(first, first + count))
 
-    def _start_siblings(self, growing: _Growing) -> None:
+    def _start_siblings(self, growing: Growing) -> None:
         """Granted siblings begin once the shared prefix is in the cache. It is kept as long as
         leaves may be left over for it; where the engine has taken its pages meanwhile, they are
         made again from its tokens."""

@@ -8,7 +8,8 @@ from typing import Any
 from spark_jax.envs.pool import EnvPool
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
-from spark_jax.rollout.expand import Limits, TreeRule, grow_trees
+from spark_jax.rollout.expand import grow_trees
+from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.run.evalfile import EpisodeResult, episode_result
 from spark_jax.types import Task, Tree
 
