@@ -28,7 +28,8 @@ DEFAULT_ITERATIONS = 5  # shown unless --iterations says otherwise, spread over 
 
 
 def write_report(workdir: Path | str, iterations: Sequence[int] | None = None) -> Path:
-    """Writes `report.html` of a finished or running run.
+    """Writes `report.html` of a finished or running run, or of a folder that holds nothing but
+    evaluations (of an endpoint, of a model that was not trained here).
 
     Args:
       workdir: the work folder.
@@ -41,7 +42,9 @@ def write_report(workdir: Path | str, iterations: Sequence[int] | None = None) -
       UserError: the folder is no run's, a file in it is damaged, or an iteration has no trees.
     """
     workdir = Path(workdir)
-    config = read_config(workdir)
+    evaluations = read_evaluations(workdir)
+    trained = not evaluations or (workdir / "config.json").exists()
+    config = read_config(workdir) if trained else None
     have = tree_iterations(workdir)
     chosen = _spread(have) if iterations is None else list(iterations)
     for iteration in chosen:
@@ -51,16 +54,15 @@ def write_report(workdir: Path | str, iterations: Sequence[int] | None = None) -
                 f"iteration {iteration} of {workdir} has no tree file; there are {known}."
             )
     rows = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
-    evaluations = read_evaluations(workdir)
     figures = charts(rows)
     evaluated = success_chart(evaluations)
     if evaluated is not None:
         figures.insert(0, ("Success in evaluations, with 95 % intervals", evaluated))
-    views = tree_views(config)
+    views = tree_views(config) if config else None
     text = page(
         title=workdir.resolve().name,
-        config=flatten(config),
-        changed=changed_keys(config),
+        config=flatten(config) if config else {},
+        changed=changed_keys(config) if config else {},
         rows=rows,
         evaluations=evaluations,
         figures=figures,

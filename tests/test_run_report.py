@@ -191,6 +191,14 @@ def test_a_run_that_has_just_begun_has_a_page_too(tmp_path):
     assert "No trees yet" in text and "No metrics yet" in text and "not been evaluated" in text
 
 
+def test_a_folder_of_evaluations_alone_has_a_page_too(tmp_path):
+    result = EpisodeResult(Task("toy", "doors-2x3", 4), True, 100.0, 3)
+    add_evaluation(tmp_path, "gpt x1", 0, 0.4, {"L1": [result]})
+    text = write_report(tmp_path).read_text(encoding="utf-8")
+    Page(text)
+    assert "gpt x1" in text and "No trees yet" in text and "Success in evaluations" in text
+
+
 def test_charts_without_their_metrics_are_left_out():
     rows = [{"step": 1, "phase": "rl", "train/kl": 0.1}, {"step": 1, "phase": "eval", "x": 1}]
     assert [title for title, _ in charts(rows)] == ["KL to the reference"]
