@@ -81,7 +81,10 @@ def report(folders: Folders, warmups: Folders, plan: Any, budget: int) -> str:
     missing = [(m, s) for m, s in folders if s not in runs.get(m, {})]
     lines = ["# Methods at the same number of sampled tokens", ""]
     if missing:
-        named = ", ".join(f"{LABELS[m]} (seed {s})" for m, s in missing)
+        of = {m: [str(s) for n, s in missing if n == m] for m, _ in missing}
+        named = "; ".join(
+            f"{LABELS[m]} (seed{'s' * (len(some) > 1)} {', '.join(some)})" for m, some in of.items()
+        )
         lines += [f"**Partial: {len(missing)} of {len(folders)} runs are missing: {named}.**", ""]
     lines += _settings(plan, budget, seeds)
     if runs:

@@ -307,7 +307,7 @@ def test_a_partial_table_says_what_is_missing(tmp_path):
     finish(tmp_path, named[0], {1}, {1, 2})
     start_or_resume(evidence.folder(tmp_path, named[1]), load_config(TOY, ["seed=1"]))  # started
     text = report(folders_of(tmp_path, *named), {}, PLAN, 0)
-    assert "**Partial: 2 of 3 runs are missing: SPARK (seed 1), GRPO (seed 1).**" in text
+    assert "**Partial: 2 of 3 runs are missing: SPARK (seed 1); GRPO (seed 1).**" in text
     assert cells(text, "## L1")["SPARK"][4] == "–", "no run of GRPO with these seeds"
     assert "GRPO" not in cells(text, "## Cost")
     nothing = report(folders_of(tmp_path, Run("grpo", 1)), {}, PLAN, 0)
@@ -345,7 +345,7 @@ def test_the_whole_comparison_on_the_toy(tmp_path, monkeypatch, capsys):
     assert read_config(runs / "grpo" / "seed0").tree.roots == 8
 
     text = docs.read_text()
-    assert "19 of 24 runs are missing: SPARK (seed 1), SPARK (seed 2), GRPO" in text
+    assert "19 of 24 runs are missing: SPARK (seeds 1, 2); GRPO" in text
     assert "![success against cost](toy.svg)" in text and docs.with_suffix(".svg").is_file()
     names = {"SPARK", "GRPO", "RLVMR", "random forks", "more SFT"}
     assert set(cells(text, "## L1")) == names == set(cells(text, "## L2"))
