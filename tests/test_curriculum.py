@@ -10,9 +10,9 @@ from spark_jax.envs.tasks import tasks_of_iteration
 from spark_jax.rollout.curriculum import (
     count_mixed,
     curriculum_metrics,
-    has_both_outcomes,
     type_weights,
 )
+from spark_jax.rollout.measure import is_informative
 from spark_jax.types import Task
 
 
@@ -26,7 +26,7 @@ LOST, WON, BOTH = (0.0,) * 4, (1.0,) * 4, (0.0, 0.0, 0.0, 1.0)
 
 
 def test_only_trees_with_success_and_failure_count():
-    assert [has_both_outcomes(forked_tree(r)) for r in (LOST, WON, BOTH)] == [False, False, True]
+    assert [is_informative(forked_tree(r)) for r in (LOST, WON, BOTH)] == [False, False, True]
     first = count_mixed({}, [tree_of("a", BOTH), tree_of("a", WON), tree_of("b", LOST)])
     assert first == {"a": [1, 2], "b": [0, 1]}
     second = count_mixed(first, [tree_of("a", BOTH)])

@@ -6,17 +6,13 @@ all the roots there are, and more ways to go on at every spark point.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
+from spark_jax.rollout.rates import Rates, count, expected
 from spark_jax.types import Task, Tree
-
-# Task type -> (sum of its trees' success rates, number of its trees), both fading.
-Rates = Mapping[str, Sequence[float]]
-
-MEMORY = 0.9  # share of the past that is kept when new trees of a type come
 
 
 class Shape(NamedTuple):
@@ -36,20 +32,12 @@ def success_rate(tree: Tree) -> float:
 
 def count_successes(rates: Rates, trees: Iterable[Tree]) -> dict[str, list[float]]:
     """`rates` after these trees of one iteration; a new dict is returned."""
-    new: dict[str, list[float]] = {}
-    for tree in trees:
-        new.setdefault(tree.task.type, []).append(success_rate(tree))
-    out = {name: list(known) for name, known in rates.items()}
-    for name, values in sorted(new.items()):
-        total, count = rates.get(name, (0.0, 0.0))
-        out[name] = [MEMORY * total + sum(values), MEMORY * count + len(values)]
-    return out
+    return count(rates, trees, success_rate)
 
 
 def expected_success(rates: Rates, name: str) -> float:
     """(1 + successes) / (2 + trees) of a type: 1/2 while nothing is known."""
-    total, count = rates.get(name, (0.0, 0.0))
-    return (1 + total) / (2 + count)
+    return expected(rates, name)
 
 
 def adapted(shape: Shape, rates: Rates, name: str) -> Shape:

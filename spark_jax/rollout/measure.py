@@ -55,9 +55,14 @@ def duplicate_children(tree: Tree) -> int:
     return count
 
 
+def is_informative(tree: Tree) -> bool:
+    """Whether its leaves do not all have the same reward: only such a group teaches."""
+    return len({tree.nodes[i].reward for i in tree.leaf_ids()}) > 1
+
+
 def informative_groups(trees: Sequence[Tree]) -> int:
-    """Groups whose leaves do not all have the same reward: the ones that teach."""
-    return sum(len({tree.nodes[i].reward for i in tree.leaf_ids()}) > 1 for tree in trees)
+    """How many of the groups are informative."""
+    return sum(map(is_informative, trees))
 
 
 def forks_of(tree: Tree) -> dict[int, bool]:

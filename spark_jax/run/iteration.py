@@ -20,12 +20,13 @@ from spark_jax.learn.credit import normaliser, record_advantages, segment_weight
 from spark_jax.learn.pack import PackedBatch, linear_tokens, micro_batches, pack_trees
 from spark_jax.learn.rows import step_rows
 from spark_jax.learn.step import Steps, optimiser_step, put_batch
-from spark_jax.rollout.adapt import Rates, Shape, adapt_metrics, adapted
-from spark_jax.rollout.curriculum import Mixed, curriculum_metrics, type_weights
+from spark_jax.rollout.adapt import Shape, adapt_metrics, adapted
+from spark_jax.rollout.curriculum import curriculum_metrics, type_weights
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.expand import grow_trees
 from spark_jax.rollout.measure import rollout_metrics
+from spark_jax.rollout.rates import Rates
 from spark_jax.rollout.signals import ForkCounts
 from spark_jax.run.policy import (
     Policy,
@@ -55,7 +56,7 @@ def rollout(
     on_tree: Callable[[Tree], None] | None = None,
     counts: ForkCounts | None = None,
     rates: Rates | None = None,
-    mixed: Mixed | None = None,
+    mixed: Rates | None = None,
 ) -> tuple[list[Tree], dict[str, float]]:
     """The trees of an iteration and the `rollout/*` and `time/*` metrics.
 
