@@ -57,6 +57,7 @@ def main() -> None:
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--workload", type=pathlib.Path, default=WORKLOAD)
     parser.add_argument("--pythons", default="", help="ENGINE=PYTHON, comma separated")
+    parser.add_argument("--limit", type=float, help="seconds after which an engine is stopped")
     parser.add_argument("--out", type=pathlib.Path, help="write the results as JSON too")
     parser.add_argument("--one", type=pathlib.Path, help=argparse.SUPPRESS)  # the child's result
     options = parser.parse_args()
@@ -107,7 +108,10 @@ def _in_a_process(python: str, engine: str, rows: int, options) -> dict:
         arguments = [f"--engines={engine}", f"--rows={rows}", f"--one={out.name}"]
         arguments += [f"--{name}={getattr(options, name)}" for name in ("model", "dtype", "trees")]
         command = [python, __file__, *arguments, f"--workload={options.workload}"]
-        code = subprocess.run(command, stdout=sys.stderr).returncode
+        try:
+            code = subprocess.run(command, stdout=sys.stderr, timeout=options.limit).returncode
+        except subprocess.TimeoutExpired:
+            return {"reason": f"stopped after {options.limit:.0f} s, loading included"}
         text = pathlib.Path(out.name).read_text()
     return json.loads(text) if text else {"reason": f"its process ended with exit code {code}"}
 

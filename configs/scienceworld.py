@@ -49,6 +49,7 @@ def _tiny(config: ConfigDict, preset: str) -> ConfigDict:
     # Muon gets there in a third of AdamW's epochs (docs/log.md).
     config.sft.context_weight = 1.0
     config.sft.rename = 0.3
+    config.sft.slips = 0.15  # what to do after a failed action: 16 points of L0 (docs/log.md)
     config.sft.optimizer = "muon"
     config.sft.learning_rate = 6e-3
     config.rl.train_on = "unseen"  # it plays the warm-up's own tasks by heart

@@ -171,7 +171,7 @@ def test_context_of_a_forked_tree_is_a_target_once():
     assert stats.pieces > 1
     assert batch.n_RM.sum() == pytest.approx(normaliser([(tree, weights)]))
     assert batch.nll_RM.sum() == pytest.approx(likelihood_normaliser([(tree, weights)]))
-    responses = sum(len(node.response_ids) for node in tree.nodes)
+    responses = sum(len(node.response_ids) for node in tree.nodes if node.valid)
     assert stats.targets - responses == context_targets(tree).sum() > 0
     # Predecessors: the position of a target is one more than that of what predicts it.
     seen = batch.seen_RM
@@ -187,6 +187,17 @@ def test_tokens_without_weight_are_no_targets():
     weights.n_G[1] = 0.0
     batch, stats = pack_trees([(tree, weights)], 10)
     assert stats.targets == 1 and batch.target_RM[0, 0] == 5
+
+
+def test_what_was_not_understood_is_read_and_not_imitated():
+    tree = chain_tree([1, 2], [([3, 4], [5, 6]), ([7], [8])])
+    tree.nodes[1].valid = False
+    item = (tree, sft_weights(tree, context=0.5))
+    batch, _ = pack_trees([item], 10, row_targets=9)
+    assert list(batch.tokens_RT[0, :7]) == [1, 2, 3, 4, 5, 6, 7]
+    imitated = {int(t): float(w) for t, w in zip(batch.target_RM[0], batch.nll_RM[0], strict=True)}
+    assert {t: w for t, w in imitated.items() if w} == {1: 0.5, 4: 0.5, 5: 0.5, 6: 1.0}
+    assert likelihood_normaliser([item]) == 2.5
 
 
 def test_a_node_without_tokens_is_passed_over():

@@ -7,8 +7,8 @@ The method's authors let a large model tag their warm-up data. Here a rule does 
 - every other step is `monitor`: it goes on with the plan,
 - `reflection` needs a mistake, and experts make none. In one dialogue of REFLECT_EVERY the action
   of one step is first said without its verb, which no environment understands: it answers with
-  its refusal and nothing changes; then the step itself, tagged `reflection`, says it right. (The
-  warm-up thus imitates a few mistakes too: one in about REFLECT_EVERY times the steps of a path.)
+  its refusal and nothing changes; then the step itself, tagged `reflection`, says it right. What
+  was refused is read and not imitated.
 """
 
 from __future__ import annotations

@@ -78,14 +78,16 @@ def segment_weights(
 
 
 def sft_weights(tree: Tree, context: float = 0.0) -> SegmentWeights:
-    """nll = leaves below (1 on a chain), no advantage: for `learn.loss.sft_loss`.
+    """nll = leaves below (1 on a chain), no advantage: for `learn.loss.sft_loss`. Responses that
+    the environment did not understand are not imitated.
 
     `context`: what a token of an observation or of the prompt weighs beside one of a response.
     """
     leaves = len(tree.leaf_ids())
     zero = np.zeros((leaves, len(tree.nodes)))
     weights = segment_weights(tree, zero, np.ones(leaves), context=context)
-    return weights._replace(nll_G=weights.n_G)
+    imitated_G = weights.n_G * [node.valid for node in tree.nodes]
+    return weights._replace(n_G=imitated_G, nll_G=imitated_G)
 
 
 def context_targets(tree: Tree) -> np.ndarray:

@@ -193,8 +193,8 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
     at its end are the reference."""
     config, state = this.config, this.state
     steps = sft_steps(config, this.policy)
-    shape, trees, vary = _sft_data(this, examples)
-    epochs = config.sft.epochs if trees else 0
+    shape, lessons, vary = _sft_data(this, examples)
+    epochs = config.sft.epochs if lessons else 0
     with Progress("warm-up", epochs, "epoch", done=state.epoch) as progress:
         while state.epoch < epochs and not warmup.stopped_rising(state.panels, config.sft.patience):
             start, compiled = time.perf_counter(), compilations()
@@ -204,7 +204,7 @@ def _warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any
                 return warmup.cosine(peak, end, (state.epoch + done) / epochs)
 
             params, opt_state, values = warmup.sft_epoch(
-                steps, params, opt_state, trees, this.policy, config.seed, state.epoch,
+                steps, params, opt_state, lessons, this.policy, config.seed, state.epoch,
                 config.sft.batch_paths, config.sft.context_weight, shape, rate, vary,
             )  # fmt: skip
             values["time/update_s"] = time.perf_counter() - start
@@ -249,7 +249,7 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
     the warm-up's to its end. Wall time decides; interrupted, this phase starts over."""
     config, state = this.config, this.state
     steps, end = sft_steps(config, this.policy), config.sft.extra_seconds
-    shape, trees, vary = _sft_data(this, examples)
+    shape, lessons, vary = _sft_data(this, examples)
     start = time.perf_counter()
 
     def rate(done: float) -> float:
@@ -259,10 +259,10 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
         return warmup.cosine(peak, low, max(share, 0.05))
 
     with Progress("more SFT", max(1, int(end)), "second") as progress:
-        while trees and time.perf_counter() - start < end:
+        while lessons and time.perf_counter() - start < end:
             began = time.perf_counter()
             params, opt_state, values = warmup.sft_epoch(
-                steps, params, opt_state, trees, this.policy, config.seed, 10_000 + state.epoch,
+                steps, params, opt_state, lessons, this.policy, config.seed, 10_000 + state.epoch,
                 config.sft.batch_paths, config.sft.context_weight, shape, rate, vary,
             )  # fmt: skip
             values["time/update_s"] = time.perf_counter() - began
@@ -273,20 +273,21 @@ def _more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any
     return params, opt_state
 
 
-def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[Tree], Callable]:
+def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[warmup.Lesson], Callable]:
     """Shape of the learner's batches, the dialogues that fit, and what varies them by epoch."""
     train, sft = this.config.train, this.config.sft
     # Where what the environment wrote has a weight, every token is a target.
     targets = train.row_tokens if sft.context_weight else train.row_targets
     shape = (train.row_tokens, targets, rows_of_micro_batch(this.config, this.policy))
-    trees = _dialogue_trees(this, examples)
-    vary = warmup.variation(trees, this.policy, sft.rename, this.world)
-    return shape, trees, vary
+    lessons = _lessons(this, examples)
+    vary = warmup.variation(
+        lessons, this.policy, train.row_tokens, sft.rename, sft.slips, this.world
+    )
+    return shape, lessons, vary
 
 
-def _dialogue_trees(this: Run, examples) -> list[Tree]:
-    row_tokens = this.config.train.row_tokens
-    return warmup.dialogue_trees(examples, this.policy, row_tokens, this.world.window)
+def _lessons(this: Run, examples) -> list[warmup.Lesson]:
+    return warmup.lessons(examples, this.policy, this.config.train.row_tokens, this.world)
 
 
 def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -308,7 +309,8 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
     swap_for = None
     if config.rl.rename:
         swap_for = swapper(
-            _dialogue_trees(this, examples), this.policy.codec.token_bytes(), config.rl.rename,
+            [lesson.tree for lesson in _lessons(this, examples)],
+            this.policy.codec.token_bytes(), config.rl.rename,
             this.world.known_names, this.world.names,
         )  # fmt: skip
     total = iterations_in_all(config, state.sampled)

@@ -20,6 +20,7 @@ from spark_jax.learn.step import Steps, optimiser_step, put_batch
 from spark_jax.run.files import write_text
 from spark_jax.run.policy import Policy, to_host
 from spark_jax.run.rename import WORDS, name_tokens, renamed
+from spark_jax.run.slips import spoken_words, with_slips
 from spark_jax.run.worlds import World
 from spark_jax.types import PastStep, Task, Tree, UserError
 
@@ -114,9 +115,12 @@ def texts(examples: Sequence[Example]) -> list[str]:
     return out
 
 
-def dialogue_tree(example: Example, policy: Policy, row_tokens: int, window: Window) -> Tree | None:
+def dialogue_tree(
+    example: Example, policy: Policy, row_tokens: int, window: Window, refusal: str = ""
+) -> Tree | None:
     """The dialogue as a tree with one leaf, cut after the last turn that fits a row of the
-    learner (with a `window` each turn is a row of its own); None if not even the first one does."""
+    learner (with a `window` each turn is a row of its own); None if not even the first one does.
+    Responses that `refusal` answers are marked as not understood: they are not imitated."""
     codec = policy.codec
     past = [PastStep(parse_response(said).action, seen) for said, seen in example.turns]
     prompt = codec.encode_prompt(example.system, example.user)
@@ -133,16 +137,34 @@ def dialogue_tree(example: Example, policy: Policy, row_tokens: int, window: Win
             context = codec.encode_turn(observation, ended=False)
             used += len(response) + len(context)
         turns.append((response, context))
-    rebuilt = window.steps > 0
-    return chain_tree(prompt, turns, example.task, rebuilt) if turns else None
+    if not turns:
+        return None
+    tree = chain_tree(prompt, turns, example.task, rebuilt=window.steps > 0)
+    for node, (_, observation) in zip(tree.nodes[1:], example.turns, strict=False):
+        node.valid = not refusal or observation != refusal
+    return tree
 
 
-def dialogue_trees(
-    examples: Sequence[Example], policy: Policy, row_tokens: int, window: Window
-) -> list[Tree]:
+class Lesson(NamedTuple):
+    """A dialogue to learn, as it is."""
+
+    example: Example
+    tree: Tree
+
+
+def lessons(
+    examples: Sequence[Example], policy: Policy, row_tokens: int, world: World
+) -> list[Lesson]:
     """Those dialogues that fit, in order."""
-    trees = (dialogue_tree(example, policy, row_tokens, window) for example in examples)
-    return [tree for tree in trees if tree is not None]
+    trees = (
+        dialogue_tree(example, policy, row_tokens, world.window, world.refusal)
+        for example in examples
+    )
+    return [
+        Lesson(example, tree)
+        for example, tree in zip(examples, trees, strict=True)
+        if tree is not None
+    ]
 
 
 def whole_dialogues(
@@ -154,14 +176,29 @@ def whole_dialogues(
 
 
 def variation(
-    trees: Sequence[Tree], policy: Policy, share: float, world: World
-) -> Callable[[Tree, random.Random], Tree]:
-    """Renames a `share` of the dialogues (run/rename.py), none of the task types in
-    `world.known_names`."""
-    names = name_tokens(trees, policy.codec.token_bytes(), world.names) if share else []
+    lessons: Sequence[Lesson],
+    policy: Policy,
+    row_tokens: int,
+    rename: float,
+    slips: float,
+    world: World,
+) -> Callable[[Lesson, random.Random], Tree]:
+    """Renames a share of the dialogues (run/rename.py), none of the task types in
+    `world.known_names`, and gets a share of their actions wrong first (run/slips.py), none where
+    the world has no refusal."""
+    trees = [lesson.tree for lesson in lessons]
+    names = name_tokens(trees, policy.codec.token_bytes(), world.names) if rename else []
+    words = spoken_words([lesson.example.turns for lesson in lessons]) if world.refusal else []
 
-    def vary(tree: Tree, rng: random.Random) -> Tree:
-        if not names or tree.task.type in world.known_names or rng.random() >= share:
+    def vary(lesson: Lesson, rng: random.Random) -> Tree:
+        example, tree = lesson
+        if slips and words:
+            turns = with_slips(
+                example.user, example.turns, slips, words, world.refusal, world.retry, rng
+            )
+            longer = example._replace(turns=turns)
+            tree = dialogue_tree(longer, policy, row_tokens, world.window, world.refusal) or tree
+        if not names or tree.task.type in world.known_names or rng.random() >= rename:
             return tree
         return renamed(tree, names, WORDS, rng)
 
@@ -187,7 +224,7 @@ def sft_epoch(
     steps: Steps,
     params: Any,
     opt_state: Any,
-    trees: Sequence[Tree],
+    lessons: Sequence[Lesson],
     policy: Policy,
     seed: int,
     epoch: int,
@@ -195,7 +232,7 @@ def sft_epoch(
     context_weight: float,
     shape: tuple[int, int, int],
     rate: Callable[[float], float],
-    vary: Callable[[Tree, random.Random], Tree],
+    vary: Callable[[Lesson, random.Random], Tree],
 ) -> tuple[Any, Any, dict[str, float]]:
     """One pass over the dialogues in an order drawn from (seed, epoch).
 
@@ -203,13 +240,13 @@ def sft_epoch(
       context_weight: of a token of an observation or of the prompt, beside 1 of a response.
       shape: (row_tokens, row_targets, rows of a micro-batch).
       rate: learning rate after a share of this epoch.
-      vary: gives the dialogue to learn in the place of one (`variation`).
+      vary: gives the tree to learn from a dialogue (`variation`).
     """
     row_tokens, row_targets, rows = shape
-    order, rng = list(trees), random.Random(f"warm-up {seed} {epoch}")
+    order, rng = list(lessons), random.Random(f"warm-up {seed} {epoch}")
     rng.shuffle(order)
-    order = [vary(tree, rng) for tree in order]
-    groups = [order[i : i + batch_paths] for i in range(0, len(order), batch_paths)]
+    trees = [vary(lesson, rng) for lesson in order]
+    groups = [trees[i : i + batch_paths] for i in range(0, len(trees), batch_paths)]
     total, packed = [], 0
     for i, group in enumerate(groups):
         rows_of = [step_rows(tree, sft_weights(tree, context_weight)) for tree in group]

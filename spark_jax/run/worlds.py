@@ -16,7 +16,7 @@ from spark_jax.envs.alfworld import expert as household
 from spark_jax.envs.alfworld import tasks as alfworld
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.base import Environment
-from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES
+from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES, Kind
 from spark_jax.envs.tasks import by_type
 from spark_jax.envs.trajectory import ExpertStep, Trajectory, winning_paths
 from spark_jax.envs.window import WHOLE_PATH, Window
@@ -37,6 +37,7 @@ class World(NamedTuple):
     names: frozenset[str] = frozenset()  # words that renaming may swap; empty: all rare ones
     source: str = ""  # where the tasks come from, for the user to read; "": there is one source
     refusal: str = ""  # answer to an action that is not understood, if it is always the same
+    retry: Kind = "explore"  # tag of the step after one
     # (response, observation) of each step of an expert
     turns: Callable[[Trajectory], Sequence[tuple[str, str]]] = expert.rendered_turns
     window: Window = WHOLE_PATH  # how much of a path a prompt shows
@@ -53,6 +54,7 @@ def make_world(config: ConfigDict) -> World:
         return world
     return world._replace(
         system=world.system.replace(RESPONSE_RULES, METAREASONING_RULES),
+        retry="reflection",
         turns=functools.partial(metareasoning.tagged_turns, refusal=world.refusal),
     )
 

@@ -1,0 +1,105 @@
+import random
+
+import pytest
+
+from spark_jax.envs.response import METAREASONING, parse_response
+from spark_jax.run import warmup
+from spark_jax.run.slips import AGAIN, IN_A_ROW, spoken_words, with_slips
+from spark_jax.run.worlds import World
+from spark_jax.types import Task
+
+REFUSAL = "Nothing happens."
+TURNS = [
+    ("<think>Look.</think><action>look</action>", "There is a baby wolf in a red box."),
+    ("<explore>The wolf may do.</explore><action>take wolf from red box</action>", "Taken."),
+    ("<think>Done; put the wolf down.</think><action>put wolf in red box</action>", "Put."),
+]
+WORDS = ["beaver", "lamp", "red", "toad"]
+
+
+def slipped(share, seed=0, turns=TURNS, words=WORDS, retry="explore"):
+    return with_slips("find a wolf", turns, share, words, REFUSAL, retry, random.Random(seed))
+
+
+def test_words_are_those_of_actions_after_the_verb():
+    assert spoken_words([TURNS]) == ["box", "from", "red", "wolf"]
+
+
+def test_without_slips_nothing_changes():
+    assert slipped(0.0) == TURNS
+    assert slipped(1.0, words=["wolf", "red"]) == TURNS  # both are in the dialogue
+
+
+def test_each_action_with_a_name_goes_wrong_first_and_then_right():
+    turns = slipped(1.0)
+    assert turns[0] == TURNS[0]  # "look" has no name
+    for first, original in (1, TURNS[1]), (1 + IN_A_ROW + 1, TURNS[2]):
+        wrong, (response, observation) = (
+            turns[first : first + IN_A_ROW],
+            turns[first + IN_A_ROW],
+        )
+        before, after = parse_response(original[0]), parse_response(response)
+        assert observation == original[1] and after.well_formed
+        assert (after.kind, after.action) == ("explore", before.action)
+        assert after.reasoning == f"{AGAIN} {before.reasoning}"
+        for i, (said, answer) in enumerate(wrong):
+            parsed = parse_response(said)
+            assert answer == REFUSAL and parsed.well_formed
+            assert parsed.kind == ("explore" if i else before.kind)
+            assert parsed.reasoning.startswith(AGAIN) == bool(i)
+            words, right = parsed.action.split(), before.action.split()
+            changed = [w for w, r in zip(words, right, strict=True) if w != r]
+            assert changed and set(changed) <= {"beaver", "lamp", "toad"}  # "red" is there
+            assert words[0] == right[0]
+    assert len(turns) == 1 + 2 * (IN_A_ROW + 1)
+
+
+def test_the_share_and_what_is_drawn():
+    many = [TURNS[1]] * 4000
+    out = slipped(0.25, turns=many)
+    first = sum(a != REFUSAL and b == REFUSAL for (_, a), (_, b) in zip(out, out[1:], strict=False))
+    assert first / 4000 == pytest.approx(0.25, abs=0.03)
+    wrong = [parse_response(response) for response, answer in out if answer == REFUSAL]
+    assert {name for w in wrong for name in w.action.split()} >= {"beaver", "lamp", "toad", "wolf"}
+    misread = sum("wolf" not in w.reasoning for w in wrong if "wolf" not in w.action)
+    assert 0.4 < misread / sum("wolf" not in w.action for w in wrong) < 0.6
+    assert slipped(0.25, 5, many) == slipped(0.25, 5, many) != slipped(0.25, 6, many)
+
+
+def test_other_methods_have_other_tags():
+    turns = [("<monitor>On.</monitor><action>take wolf</action>", "Taken.")]
+    assert slipped(1.0, turns=turns) == turns  # no tags of theirs
+    kinds = [
+        parse_response(response, METAREASONING).kind
+        for response, _ in slipped(1.0, turns=turns, retry="reflection")
+    ]
+    assert kinds == ["monitor"] + IN_A_ROW * ["reflection"]
+
+
+def test_the_warm_up_does_not_imitate_slips(nano):
+    example = warmup.Example(Task("toy", "x", 0), "", "find a wolf", TURNS)
+    other = example._replace(turns=[(t.replace("wolf", "toad"), o) for t, o in TURNS])
+    world = World(None, {}, {}, "", None, None, refusal=REFUSAL)
+    policy = nano([example, other])
+    lessons = warmup.lessons([example, other], policy, 4096, world)
+    assert [len(lesson.tree.nodes) for lesson in lessons] == [4, 4]
+    vary = warmup.variation(lessons, policy, 4096, 0.0, 1.0, world)
+    tree = vary(lessons[0], random.Random(0))
+    assert [node.valid for node in tree.nodes] == [True] * 2 + ([False] * IN_A_ROW + [True]) * 2
+    plain = warmup.variation(lessons, policy, 4096, 0.0, 0.0, world)
+    assert plain(lessons[0], random.Random(0)) is lessons[0].tree
+    silent = warmup.variation(lessons, policy, 4096, 0.0, 1.0, world._replace(refusal=""))
+    assert silent(lessons[0], random.Random(0)) is lessons[0].tree
+
+
+@pytest.fixture
+def nano():
+    from spark_jax.models.presets import load_model
+
+    def make(examples):
+        class Policy:
+            codec = load_model("nano", texts=warmup.texts(examples)).codec
+
+        return Policy
+
+    return make
