@@ -51,8 +51,8 @@ def main() -> None:
 def table(examples: Sequence[warmup.Example], codec: Codec, window: Window) -> str:
     """Markdown, means over all steps."""
     policy = Policy(None, None, codec, None)
-    dialogues = warmup.dialogue_trees(examples, policy, NO_LIMIT, WHOLE_PATH)
-    rebuilt = warmup.dialogue_trees(examples, policy, NO_LIMIT, window)
+    dialogues = [warmup.dialogue_tree(e, policy, NO_LIMIT, WHOLE_PATH) for e in examples]
+    rebuilt = [warmup.dialogue_tree(e, policy, NO_LIMIT, window) for e in examples]
     steps = sum(len(tree.nodes) - 1 for tree in rebuilt)
     whole, shared = (sum(count(tree) for tree in rebuilt) for count in (prompts, lacking))
     growing = sum(prompts(tree) for tree in dialogues)

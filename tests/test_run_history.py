@@ -176,7 +176,8 @@ def test_the_warm_up_learns_from_the_rows(whole):
     examples = warmup.load_examples(whole / "warmup.jsonl")
     policy = Policy(None, None, Codec.load(whole / "tokenizer"), None)
     tokens = 0
-    for tree in warmup.dialogue_trees(examples, policy, 256, Window(1)):
+    for example in examples:
+        tree = warmup.dialogue_tree(example, policy, 256, Window(1))
         rows = step_rows(tree, sft_weights(tree)).tree
         tokens += sum(len(n.response_ids) + len(n.context_ids) for n in rows.nodes)
     packed = [r["train/packed_tokens"] for r in read_metrics(whole) if r["phase"] == "sft"]
