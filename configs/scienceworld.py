@@ -49,14 +49,14 @@ def _tiny(config: ConfigDict, preset: str) -> ConfigDict:
     # Muon gets there in a third of AdamW's epochs (docs/log.md).
     config.sft.context_weight = 1.0
     config.sft.rename = 0.3
-    config.sft.slips = 0.15  # what to do after a failed action: 16 points of L0 (docs/log.md)
+    config.sft.slips = 0.15  # what to do after a failed action: 9 points of L0 (docs/log.md)
     config.sft.optimizer = "muon"
     config.sft.learning_rate = 6e-3
     config.rl.train_on = "unseen"  # it plays the warm-up's own tasks by heart
     config.rl.rename = 0.5  # and the names of all train tasks: only swapped ones can be got wrong
     config.rl.types = "mixed"  # two of the types never succeed, and theirs are the longest trees
     config.rl.kl = "k2"
-    config.rl.iterations = 30
+    config.rl.iterations = 15
     config.rl.tasks_per_iteration = 16
     config.rl.minibatches = 4
     config.rl.learning_rate = 3e-4

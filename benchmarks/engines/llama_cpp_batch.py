@@ -60,6 +60,7 @@ class Context:
     """A loaded model with its cache."""
 
     def __init__(self, model: Model, dtype: str, rows: int, path_tokens: int, threads: int):
+        llama_cpp.llama_log_set(_silent, None)
         llama_cpp.llama_backend_init()
         with tempfile.TemporaryDirectory() as folder:
             file = pathlib.Path(folder) / "model.gguf"
@@ -109,6 +110,11 @@ class Context:
     def drop(self, sequence: int) -> None:
         llama_cpp.llama_memory_seq_rm(self.memory, sequence, -1, -1)
         self.free.append(sequence)
+
+
+@llama_cpp.llama_log_callback
+def _silent(level, text, data) -> None:
+    """It says a line of every tensor."""
 
 
 @dataclasses.dataclass(eq=False)
