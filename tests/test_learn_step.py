@@ -261,6 +261,8 @@ def test_score_is_the_log_probability_of_the_path(dtype):
     config = small_config(dtype)
     params = random_params(config, 0)
     tree = random_tree(4)
+    for node in tree.nodes:
+        node.valid = True  # what was not understood would be no target
     play(config, params, [tree], 0)
     batch, _ = pack_trees([(tree, sft_weights(tree))], 256, dtype=dtype)
     steps = make_steps(config, sft_loss, adamw(), temperature=TEMPERATURE)
