@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import NamedTuple
 
 
@@ -12,3 +13,8 @@ class Measured(NamedTuple):
     host_share: float = float("nan")  # part of the time outside the device
     wasted: float = float("nan")  # part of the decoded rows that were padding or over already
     read_tokens: int = 0  # cached tokens that decoding read
+
+
+def peak_gb() -> float:
+    """Most memory that this process has had resident."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -20,7 +20,6 @@ import math
 import os
 import pathlib
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ import traceback
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.measured import peak_gb  # noqa: E402
 from benchmarks.workload import Shape, load  # noqa: E402
 
 WORKLOAD = ROOT / "benchmarks" / "workloads" / "scienceworld.json"
@@ -136,14 +136,14 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
     longest = max(tree.longest() for tree in trees)
     if engine in PEERS:
         measured = _measure_peer(engine, loaded, dtype, trees, episodes, rows, longest)
-        return measured._asdict() | {"peak_gb": _peak_gb()}
+        return measured._asdict() | {"peak_gb": peak_gb()}
 
     from benchmarks.engines import ours
     from benchmarks.limits import least_seconds, measure
 
     sampler = ours.make_engine(loaded, rows, longest, share_prefix=engine != "unshared")
     measured = ours.play(sampler, episodes if engine == "episodes" else trees)
-    out = measured._asdict() | {"peak_gb": _peak_gb()}
+    out = measured._asdict() | {"peak_gb": peak_gb()}
     if engine == "tree":
         limits = measure(loaded.config, rows)
         least = least_seconds(loaded.config, trees, rows, measured.read_tokens, limits)
@@ -181,10 +181,6 @@ def _measure_peer(engine, loaded, dtype: str, trees, episodes, rows: int, longes
         serving = hf_continuous.serve(hf.load(loaded, dtype), rows, longest)
     with serving as server:
         return requests.play(server, trees, rows, vocab_size)
-
-
-def _peak_gb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def _line(result: dict, unique: int) -> str:

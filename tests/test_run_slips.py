@@ -3,7 +3,9 @@ import random
 import pytest
 
 from spark_jax.envs.response import METAREASONING, parse_response
+from spark_jax.models.presets import load_model
 from spark_jax.run import warmup
+from spark_jax.run.policy import Policy
 from spark_jax.run.slips import AGAIN, IN_A_ROW, spoken_words, with_slips
 from spark_jax.run.worlds import World
 from spark_jax.types import Task
@@ -76,12 +78,25 @@ def test_other_methods_have_other_tags():
     assert kinds == ["monitor"] + IN_A_ROW * ["reflection"]
 
 
-def test_the_warm_up_does_not_imitate_slips(nano):
+def test_what_is_refused_already_does_not_go_wrong_before():
+    mistake = ("<monitor>On.</monitor><action>the wolf</action>", REFUSAL)
+    again = ("<reflection>Say it right.</reflection><action>take wolf</action>", "Taken.")
+    out = slipped(1.0, turns=[mistake, again], retry="reflection")
+    assert out[0] == mistake and len(out) == 2 + IN_A_ROW
+
+
+def test_an_ill_formed_response_is_left_alone():
+    turns = [("<think>Take <explore> it.</think><action>take wolf</action>", "Taken.")]
+    assert slipped(1.0, turns=turns) == turns
+
+
+def test_the_warm_up_does_not_imitate_slips():
     example = warmup.Example(Task("toy", "x", 0), "", "find a wolf", TURNS)
     other = example._replace(turns=[(t.replace("wolf", "toad"), o) for t, o in TURNS])
     world = World(None, {}, {}, "", None, None, refusal=REFUSAL)
-    policy = nano([example, other])
-    lessons = warmup.lessons([example, other], policy, 4096, world)
+    codec = load_model("nano", texts=warmup.texts([example, other])).codec
+    policy = Policy(None, None, codec, None)
+    lessons = warmup.make_lessons([example, other], policy, 4096, world)
     assert [len(lesson.tree.nodes) for lesson in lessons] == [4, 4]
     vary = warmup.variation(lessons, policy, 4096, 0.0, 1.0, world)
     tree = vary(lessons[0], random.Random(0))
@@ -90,16 +105,3 @@ def test_the_warm_up_does_not_imitate_slips(nano):
     assert plain(lessons[0], random.Random(0)) is lessons[0].tree
     silent = warmup.variation(lessons, policy, 4096, 0.0, 1.0, world._replace(refusal=""))
     assert silent(lessons[0], random.Random(0)) is lessons[0].tree
-
-
-@pytest.fixture
-def nano():
-    from spark_jax.models.presets import load_model
-
-    def make(examples):
-        class Policy:
-            codec = load_model("nano", texts=warmup.texts(examples)).codec
-
-        return Policy
-
-    return make

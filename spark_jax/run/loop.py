@@ -287,7 +287,7 @@ def _sft_data(this: Run, examples) -> tuple[tuple[int, int, int], list[warmup.Le
 
 
 def _lessons(this: Run, examples) -> list[warmup.Lesson]:
-    return warmup.lessons(examples, this.policy, this.config.train.row_tokens, this.world)
+    return warmup.make_lessons(examples, this.policy, this.config.train.row_tokens, this.world)
 
 
 def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -301,16 +301,12 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
         train = unseen(train, (example.task for example in examples))
     elif config.rl.train_on == "seen":
         train = seen(train, (example.task for example in examples))
-    experts = {}
-    if pairs:
-        experts = warmup.whole_dialogues(
-            examples, this.policy, config.train.row_tokens, this.world.window
-        )
+    lessons = _lessons(this, examples) if pairs or config.rl.rename else []
+    experts = warmup.whole_dialogues(lessons) if pairs else {}
     swap_for = None
     if config.rl.rename:
         swap_for = swapper(
-            [lesson.tree for lesson in _lessons(this, examples)],
-            this.policy.codec.token_bytes(), config.rl.rename,
+            [lesson.tree for lesson in lessons], this.policy.codec.token_bytes(), config.rl.rename,
             this.world.known_names, this.world.names,
         )  # fmt: skip
     total = iterations_in_all(config, state.sampled)

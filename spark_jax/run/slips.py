@@ -57,21 +57,20 @@ def with_slips(
     out: list[Turn] = []
     for response, observation in turns:
         said = parse_response(response, tags)
-        slips = 0
-        names = _names(said.action) if said.kind else []
-        while strange and names and slips < IN_A_ROW and rng.random() < share:
-            name = rng.choice(names)
-            word = rng.choice(strange)
-            reasoning = said.reasoning
-            if rng.random() < MISREAD:
-                reasoning = _replaced(reasoning, name, word)
-            if slips:
-                reasoning = f"{AGAIN} {reasoning}"
+        # What is refused already (RLVMR's experts make mistakes of their own) goes wrong once only.
+        names = _names(said.action) if said.well_formed and observation != refusal else []
+        kind, lead = said.kind, ""
+        for _ in range(IN_A_ROW):
+            if not strange or not names or rng.random() >= share:
+                break
+            name, word = rng.choice(names), rng.choice(strange)
+            misread = rng.random() < MISREAD
+            reasoning = _replaced(said.reasoning, name, word) if misread else said.reasoning
             wrong = _replaced(said.action, name, word)
-            out.append((render_tagged(reasoning, retry if slips else said.kind, wrong), refusal))
-            slips += 1
-        if slips:
-            response = render_tagged(f"{AGAIN} {said.reasoning}", retry, said.action)
+            out.append((render_tagged(lead + reasoning, kind, wrong), refusal))
+            kind, lead = retry, f"{AGAIN} "
+        if lead:
+            response = render_tagged(lead + said.reasoning, kind, said.action)
         out.append((response, observation))
     return out
 

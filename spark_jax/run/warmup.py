@@ -152,7 +152,7 @@ class Lesson(NamedTuple):
     tree: Tree
 
 
-def lessons(
+def make_lessons(
     examples: Sequence[Example], policy: Policy, row_tokens: int, world: World
 ) -> list[Lesson]:
     """Those dialogues that fit, in order."""
@@ -167,12 +167,9 @@ def lessons(
     ]
 
 
-def whole_dialogues(
-    examples: Sequence[Example], policy: Policy, row_tokens: int, window: Window
-) -> dict[Task, Tree]:
+def whole_dialogues(lessons: Sequence[Lesson]) -> dict[Task, Tree]:
     """The dialogue of each task, where it fits a row from beginning to end."""
-    trees = ((e, dialogue_tree(e, policy, row_tokens, window)) for e in examples)
-    return {e.task: t for e, t in trees if t is not None and len(t.nodes) == len(e.turns) + 1}
+    return {e.task: tree for e, tree in lessons if len(tree.nodes) == len(e.turns) + 1}
 
 
 def variation(
@@ -188,11 +185,13 @@ def variation(
     the world has no refusal."""
     trees = [lesson.tree for lesson in lessons]
     names = name_tokens(trees, policy.codec.token_bytes(), world.names) if rename else []
-    words = spoken_words([lesson.example.turns for lesson in lessons]) if world.refusal else []
+    words: list[str] = []
+    if slips and world.refusal:
+        words = spoken_words(lesson.example.turns for lesson in lessons)
 
     def vary(lesson: Lesson, rng: random.Random) -> Tree:
         example, tree = lesson
-        if slips and words:
+        if words:
             turns = with_slips(
                 example.user, example.turns, slips, words, world.refusal, world.retry, rng
             )

@@ -36,18 +36,19 @@ class Index:
 
     def __init__(self, products: Sequence[Product]):
         self._stem = Stemmer.Stemmer("porter")
-        numbers: dict[str, array.array] = collections.defaultdict(lambda: array.array("I"))
-        counts: dict[str, array.array] = collections.defaultdict(lambda: array.array("I"))
+        # word -> numbers of the products that have it, and how often each has it
+        postings = collections.defaultdict(lambda: (array.array("I"), array.array("I")))
         lengths = []
         for i, product in enumerate(products):
             words = self.terms(contents(product))
             lengths.append(len(words))
             for word, count in collections.Counter(words).items():
-                numbers[word].append(i)
-                counts[word].append(count)
+                found, counts = postings[word]
+                found.append(i)
+                counts.append(count)
         self._postings = {
-            word: (np.frombuffer(found, np.uint32), np.frombuffer(counts[word], np.uint32))
-            for word, found in numbers.items()
+            word: tuple(np.frombuffer(numbers, np.uint32) for numbers in pair)
+            for word, pair in postings.items()
         }
         rounded = np.array([rounded_length(length) for length in lengths], np.float64)
         self._norm = K1 * (1 - B + B * rounded / (sum(lengths) / len(lengths)))
