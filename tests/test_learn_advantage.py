@@ -136,14 +136,11 @@ def test_invalid_penalty_touches_that_step_only():
     assert n[4] == 2
 
 
-def test_imitation_counts_successful_leaves_and_context_all():
+def test_context_counts_all_leaves():
     tree, zero = forked_tree(), np.zeros((4, 7))
-    tree.nodes[2].outcome = tree.nodes[5].outcome = "success"
-    tree.nodes[3].outcome, tree.nodes[6].outcome = "failure", "step_limit"
-    credit = segment_weights(tree, zero, np.array([1.0, 1.0, 2.0, 1.0]), imitate=0.1, context=0.5)
-    np.testing.assert_allclose(credit.nll_G, [0.3, 0.2, 0.1, 0, 0.2, 0.2, 0])
-    np.testing.assert_allclose(credit.context_nll_G, 0.5 * credit.n_G)
-    assert not credit.a_plus_G.any()
+    credit = segment_weights(tree, zero, np.array([1.0, 1.0, 2.0, 1.0]), context=0.5)
+    np.testing.assert_allclose(credit.context_nll_G, [2.5, 2.0, 0.5, 0.5, 1.5, 1.0, 0.5])
+    assert not credit.nll_G.any() and not credit.a_plus_G.any()
 
 
 def test_normaliser_counts_token_copies_or_leaves():

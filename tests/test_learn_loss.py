@@ -92,18 +92,6 @@ def test_extreme_ratios_and_padding_stay_finite():
     assert np.isfinite(value) and np.isfinite(grad).all()
 
 
-def test_policy_loss_imitates_where_it_is_told_to():
-    """The second target has no advantage and no copies: text of the environment."""
-    old = [-1.0, 0.0, 0.0]
-    logp = jnp.asarray([[-1.0, -3.0, -np.inf]])
-    batch = batch_of(old, old, [0.0] * 3, [0.0] * 3, [2.0, 0.0, 0.0], nll=[0.5, 0.25, 0.0])
-    total, metrics = policy_loss(logp, jnp.zeros((1, 3)), batch, kl_coef=0.1)
-    assert float(total) == float(metrics["nll"]) == 0.5 * 1 + 0.25 * 3
-    assert float(metrics["policy_loss"]) == float(metrics["kl"]) == 0.0
-    gradient = jax.grad(lambda x: policy_loss(x, jnp.zeros((1, 3)), batch)[0])(logp)
-    np.testing.assert_allclose(gradient, [[-0.5, -0.25, 0.0]], atol=1e-6)
-
-
 def test_sft_loss_by_hand():
     batch = batch_of(*[[0.0] * 3] * 5, nll=[1.0, 2.0, 0.0])
     total, metrics = sft_loss(jnp.asarray([[-1.0, -0.5, 0.0]]), jnp.ones((1, 3)), batch)

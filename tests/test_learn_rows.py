@@ -36,7 +36,7 @@ from spark_jax.learn.step import make_steps, put_batch
 
 ROWS, LENGTH = 160, 48  # of the table of rows: one shape, one compilation
 CLIP = (0.2, 0.3, 3.0)
-CONTEXT, IMITATE = 0.3, 0.2
+CONTEXT = 0.3
 
 
 def rebuilt_tree(seed, same_step=False, **shape):
@@ -97,6 +97,12 @@ def play(config, params, trees, seed):
             trees[k].nodes[i].logprobs = list(logp[r, at - 1] - np.log(ratio))
 
 
+def policy_and_context_loss(*args):
+    low, high, dual = CLIP
+    policy, metrics = policy_loss(*args, clip_low=low, clip_high=high, dual_clip=dual, kl_coef=BETA)
+    return policy + sft_loss(*args)[0], metrics
+
+
 @functools.partial(jax.jit, static_argnums=0)
 @functools.partial(jax.value_and_grad, argnums=1)
 def plain_loss(config, params, reference, tables):
@@ -125,7 +131,6 @@ def plain_tables(trees, advantages, leaf_weights, per_leaf, kind):
             old[r, mine] = tree.nodes[i].logprobs
             a[r, mine] = advantages[k][row, i] - PENALTY * (not tree.nodes[i].valid)
             weight[r, mine] = w
-            nll[r, mine] = IMITATE * w * (tree.nodes[leaf].outcome == "success")
         nll[r, owner[r] == -1] = CONTEXT * w  # its first token is cut off below
     return tokens, *(x[:, 1:].astype(kind) for x in (old, a, weight, nll))
 
@@ -151,15 +156,12 @@ def test_packed_rows_equal_the_rows_of_all_leaves(case, dtype):  # noqa: F811
     ]
     items = []
     for tree, w, a in zip(trees, weights, advantages, strict=True):
-        credit = segment_weights(tree, a, w, PENALTY, per_leaf, IMITATE, CONTEXT)
+        credit = segment_weights(tree, a, w, PENALTY, per_leaf, CONTEXT)
         items.append(step_rows(tree, credit)[:2])
     batch, stats = pack_trees(items, row_tokens, row_tokens, rows_multiple=2, dtype=dtype)
     assert stats.packed_tokens < 0.6 * sum(linear_tokens(tree) for tree in trees)
     assert (stats.pieces > 3) == case.startswith("split")
-    loss = functools.partial(
-        policy_loss, clip_low=CLIP[0], clip_high=CLIP[1], dual_clip=CLIP[2], kl_coef=BETA
-    )
-    steps = make_steps(config, loss, adamw(), temperature=TEMPERATURE, block=32)
+    steps = make_steps(config, policy_and_context_loss, adamw(), temperature=TEMPERATURE, block=32)
     batches = [put_batch(b) for b in micro_batches(batch, 2)]
     batches = [b._replace(ref_logp_RM=steps.score(reference, b)[0]) for b in batches]
     z, sums = normaliser(items), steps.zero(params)

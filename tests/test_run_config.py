@@ -36,7 +36,7 @@ def test_default_is_the_tiny_preset_with_the_papers_tree():
 
 
 def test_number_of_keys():
-    assert len(flatten(base_config())) <= 89
+    assert len(flatten(base_config())) <= 88
 
 
 def test_every_key_has_a_comment():
@@ -165,7 +165,6 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["algo.advantage=rlvmr"], "tags"),
         (["algo.name=eto", "algo.advantage=no_std"], "pairs"),
         (["algo.name=eto", "rl.rename=0.5"], "rl.rename"),
-        (["algo.name=eto", "rl.imitate_coef=0.1"], "rl.imitate_coef"),
         (["algo.name=eto", "sft.trajectories=0"], "train_on=all"),
         (["algo.name=rlvmr", "tree.fork_at=same_step"], "next_step"),
         (["algo.name=rlvmr", "tree.signal=explore"], "never"),

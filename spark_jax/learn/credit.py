@@ -16,9 +16,9 @@ class SegmentWeights(NamedTuple):
     Sums run over the leaves l below the node, with leaf weights w_l and advantages A_l:
     `a_plus_G` = sum w max(A, 0), `a_minus_G` = sum w min(A, 0), `n_G` = sum w.
 
-    `nll_G` is what the negative log-likelihood of the response tokens weighs in itself (all of the
-    warm-up's loss, and imitation of success in RL); `context_nll_G` the same for the tokens that
-    follow the response, an observation, or at the root the prompt.
+    `nll_G` is what the negative log-likelihood of the response tokens weighs in itself (in the
+    warm-up's loss, and ETO's); `context_nll_G` the same for the tokens that follow the response,
+    an observation, or at the root the prompt.
     """
 
     a_plus_G: np.ndarray
@@ -42,7 +42,6 @@ def segment_weights(
     leaf_weight_L: np.ndarray,
     invalid_penalty: float = 0.0,
     per_leaf: bool = False,
-    imitate: float = 0.0,
     context: float = 0.0,
 ) -> SegmentWeights:
     """Adds up the leaves below every node.
@@ -55,7 +54,6 @@ def segment_weights(
         not understand: from that step's response tokens only, after normalisation.
       per_leaf: False: every response token of every leaf weighs w (mean over tokens). True: every
         leaf weighs w in all, w / (its response tokens) a token (the mean of the original GRPO).
-      imitate: weight of the likelihood of successful leaves (arXiv 2504.05118, section 4.3).
       context: weight of the likelihood of what the environment wrote.
 
     In all cases `normaliser` gives the Z that the loss is divided by.
@@ -65,16 +63,14 @@ def segment_weights(
     if per_leaf:
         weight_L = weight_L / np.maximum(response_tokens(tree), 1.0)
     penalty_G = np.array([0.0 if node.valid else invalid_penalty for node in tree.nodes])
-    a_plus_G, a_minus_G, n_G, nll_G = (np.zeros(len(tree.nodes)) for _ in range(4))
+    a_plus_G, a_minus_G, n_G = (np.zeros(len(tree.nodes)) for _ in range(3))
     for row, leaf in enumerate(leaves):
         path = tree.path(leaf)
         advantage = advantage_LG[row, path] - penalty_G[path]
         a_plus_G[path] += weight_L[row] * np.maximum(advantage, 0.0)
         a_minus_G[path] += weight_L[row] * np.minimum(advantage, 0.0)
         n_G[path] += weight_L[row]
-        if tree.nodes[leaf].outcome == "success":
-            nll_G[path] += imitate * weight_L[row]
-    return SegmentWeights(a_plus_G, a_minus_G, n_G, nll_G, context * n_G)
+    return SegmentWeights(a_plus_G, a_minus_G, n_G, np.zeros(len(tree.nodes)), context * n_G)
 
 
 def sft_weights(tree: Tree, context: float = 0.0) -> SegmentWeights:

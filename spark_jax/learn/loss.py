@@ -69,7 +69,7 @@ def policy_loss(
     dual_clip: float = 0.0,
     kl_estimator: Callable[[jax.Array, jax.Array], jax.Array] = k3,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """-sum[min(r, 1+high) a+ + max(r, 1-low) a- - kl_coef kl n + entropy_coef H n + nll log p].
+    """-sum[min(r, 1+high) a+ + max(r, 1-low) a- - kl_coef kl n + entropy_coef H n].
 
     Bind the settings with `functools.partial`. Metrics: `policy_loss`, `kl`, `clip_fraction` (part
     of the token copies whose gradient the clip removes), `entropy`, `ratio`, and `logp_gap`, the
@@ -85,11 +85,9 @@ def policy_loss(
     surrogate = clipped_surrogate(
         ratio, batch.a_plus_RM, batch.a_minus_RM, clip_low, clip_high, dual_clip
     )
-    policy = -surrogate.sum()
+    loss = policy = -surrogate.sum()
     kl = (jnp.where(seen, kl_estimator(logp_RM, batch.ref_logp_RM), 0.0) * n).sum()
     entropy = (entropy_RM * n).sum()
-    nll = -(jnp.where(seen, logp_RM, 0.0) * batch.nll_RM).sum()  # 0 without imitation
-    loss = policy + nll
     if kl_coef:
         loss += kl_coef * kl
     if entropy_coef:
@@ -100,7 +98,6 @@ def policy_loss(
         cut_down |= (ratio > dual_clip) & (batch.a_minus_RM < 0)
     metrics = {
         "policy_loss": policy,
-        "nll": nll,
         "kl": kl,
         "clip_fraction": ((cut_up | cut_down) * n).sum(),
         "entropy": entropy,

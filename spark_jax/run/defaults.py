@@ -87,7 +87,6 @@ def base_config() -> ConfigDict:
     config.rl.clip = 0.2  # epsilon of the clipped ratio
     config.rl.dual_clip = 3.0  # bound of the ratio for negative advantages; 0: off
     config.rl.entropy_coef = 0.001  # of the entropy bonus; 0: off
-    config.rl.imitate_coef = 0.0  # of -log p of successful leaves (VAPO, arXiv 2504.05118)
     config.rl.optimizer = "adamw"  # adamw or muon
     config.rl.weight_decay = 0.01  # of matrices
     config.rl.grad_clip = 1.0  # global norm of the gradient at most; used by the warm-up too

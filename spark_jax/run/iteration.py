@@ -142,7 +142,6 @@ def learn(
             weights_L,
             config.algo.invalid_penalty,
             per_leaf=config.algo.token_mean == "leaf",
-            imitate=config.rl.imitate_coef,
         )
         record_advantages(tree, credit)
         rows_tree, credit, _ = step_rows(tree, credit)

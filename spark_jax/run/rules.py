@@ -49,7 +49,7 @@ for _key in (
     _RULES[_key] = (lambda value: value >= 1, "1 or more")
 for _key in (
     "seed env.workers env.history sft.panel sft.trajectories sft.epochs sft.patience "
-    "sft.weight_decay sft.context_weight rl.imitate_coef "
+    "sft.weight_decay sft.context_weight "
     "rl.iterations rl.sampled_tokens rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef "
     "rl.weight_decay algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
     "tree.signal_rise eval.temperature eval.episodes eval.every mesh.data"
@@ -131,7 +131,6 @@ def check_config(config: ConfigDict) -> None:
         unused = {
             "algo.advantage": config.algo.advantage != "leaf_group",
             "algo.invalid_penalty": bool(config.algo.invalid_penalty),
-            "rl.imitate_coef": bool(config.rl.imitate_coef),
             "rl.rename": bool(config.rl.rename),  # the expert's names would be other ones
         }
         for key, is_set in unused.items():
