@@ -63,6 +63,7 @@ def _tiny(config: ConfigDict, preset: str) -> ConfigDict:
     config.rl.decay_to = 0.05
     config.rl.warmup_steps = 4
     config.rl.kl_coef = 0.05  # what the reward does not ask for, copying above all, has to stay
+    config.algo.invalid_penalty = 0.5  # a misread name is a signal that every tree has
     config.algo.token_mean = "leaf"  # lost paths are long: by tokens they would drown the others
     return config
 

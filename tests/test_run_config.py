@@ -182,6 +182,7 @@ def test_separate_episode_algorithms_need_no_more_than_their_name():
     assert config.algo.advantage == "leaf_group"
     eto = load_config(SCIENCEWORLD, ["algo.name=eto"])
     assert (eto.rl.train_on, eto.rl.rename, eto.tree.signal) == ("seen", 0.0, "never")
+    assert (config.algo.invalid_penalty, eto.algo.invalid_penalty) == (0.5, 0.0)
     rlvmr = load_config(SCIENCEWORLD, ["algo.name=rlvmr"])
     assert rlvmr.algo.advantage == "rlvmr" and rlvmr.tree.roots == rlvmr.tree.leaves
     same = load_config(SCIENCEWORLD, ["algo.name=grpo", "tree.signal=never", "tree.roots=8"])

@@ -308,7 +308,10 @@ def _settle_algorithm(config: ConfigDict, overridden: set[str]) -> None:
     if config.algo.name in ("gigpo", "rlvmr") and "algo.advantage" not in overridden:
         config.algo.advantage = config.algo.name
     if config.algo.name == "eto":  # failures are paired with expert paths of the same task
-        if "rl.train_on" not in overridden:
-            config.rl.train_on = "seen"
-        if "rl.rename" not in overridden:
-            config.rl.rename = 0.0
+        for key, value in (
+            ("rl.train_on", "seen"),
+            ("rl.rename", 0.0),
+            ("algo.invalid_penalty", 0.0),
+        ):
+            if key not in overridden:
+                _set(config, key, value)
