@@ -37,9 +37,10 @@ def test_only_trees_with_success_and_failure_count():
 
 def test_weights_by_hand():
     mixed = {"a": [3, 4], "b": [0, 8]}
-    assert type_weights(mixed, ["a", "b", "new"]) == {"a": 4 / 6, "b": 1 / 10, "new": 1 / 2}
+    weights = type_weights(mixed, ["a", "b", "new"])
+    assert weights == {"a": 4 / 6, "b": 1 / 10, "new": 1 / 2}
     tasks = [Task("toy", "b", 0), Task("toy", "b", 1)]
-    assert curriculum_metrics(mixed, tasks) == {"rollout/weight_b": 1 / 10}
+    assert curriculum_metrics(weights, tasks) == {"rollout/weight_b": 1 / 10}
 
 
 def test_types_are_drawn_by_weight_and_variations_as_ever():

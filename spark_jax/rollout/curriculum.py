@@ -24,7 +24,6 @@ def type_weights(mixed: Rates, types: Iterable[str]) -> dict[str, float]:
     return {name: expected(mixed, name) for name in types}
 
 
-def curriculum_metrics(mixed: Rates, tasks: Iterable[Task]) -> dict[str, float]:
-    """Of each type among `tasks`: the weight it was drawn with."""
-    weights = type_weights(mixed, sorted({task.type for task in tasks}))
-    return {f"rollout/weight_{name}": weight for name, weight in weights.items()}
+def curriculum_metrics(weights: dict[str, float], tasks: Iterable[Task]) -> dict[str, float]:
+    """Of each type among `tasks`: the weight it was drawn with (`type_weights`)."""
+    return {f"rollout/weight_{name}": weights[name] for name in sorted({t.type for t in tasks})}

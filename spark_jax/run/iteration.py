@@ -73,7 +73,7 @@ def rollout(
     n = config.rl.tasks_per_iteration
     tasks = tasks_of_iteration(train, n, config.seed, iteration, weights)
     if weights:
-        adapting |= curriculum_metrics(mixed or {}, tasks)
+        adapting |= curriculum_metrics(weights, tasks)
     dialogues = [dialogue] * len(tasks)
     if swap_for:
         rng = random.Random(f"rename {config.seed} {iteration}")
