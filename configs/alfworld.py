@@ -22,6 +22,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     """ScienceWorld's preset with what is different in a household."""
     config = read_config_file(f"{_HERE / 'scienceworld.py'}:{preset}")
     config.env.name = "alfworld"
+    config.env.tasks = "default"  # all
     config.env.protocol = "all_types"
     config.env.max_steps = 30  # the paper's
     config.eval.splits = ("L0", "L1")

@@ -84,7 +84,7 @@ def _instruct(config: ConfigDict, preset: str) -> ConfigDict:
     config.rollout.pages = 2048  # 32,768 tokens, 1.5 GB for SmolLM2 in float32
     config.train.remat = True
     config.train.row_tokens = 4096
-    config.train.row_targets = 2048
+    config.train.row_targets = 3840  # 30 responses
     config.eval.episodes = 128
     return config
 
@@ -92,6 +92,7 @@ def _instruct(config: ConfigDict, preset: str) -> ConfigDict:
 def _paper(config: ConfigDict, preset: str) -> ConfigDict:
     """The paper's setup, with its released scripts where the paper is silent."""
     config = _instruct(config, preset)
+    config.env.tasks = "paper"  # all task types, ten of them held out
     config.model.param_dtype = "float32"
     config.model.dtype = "bfloat16"
     config.sft.learning_rate = 1e-5

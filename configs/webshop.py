@@ -21,6 +21,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     """ScienceWorld's preset with what is different in the shop."""
     config = read_config_file(f"{_HERE / 'scienceworld.py'}:{preset}")
     config.env.name = "webshop"
+    config.env.tasks = "default"  # goals made from the products
     config.env.protocol = "all_types"
     config.env.max_steps = 15  # the paper's
     config.eval.splits = ("L0", "L1")

@@ -42,9 +42,7 @@ from spark_jax.types import UserError
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m spark_jax.evaluate", description=__doc__.splitlines()[0])
     parser.add_argument("workdir", nargs="?", default="", help="work folder")
-    parser.add_argument(
-        "--name", default="", help="of the evaluation; default: checkpoint, samples"
-    )
+    parser.add_argument("--name", default="", help="of the evaluation; default: what is asked for")
     parser.add_argument("--splits", default="", help="L0,L1,L2; default: those of the config")
     parser.add_argument("--episodes", type=int, default=0, help="tasks of a split; 0: all of it")
     parser.add_argument("--samples", type=int, default=1, help="episodes of each task, for pass@k")
@@ -85,8 +83,7 @@ def main(argv: Sequence[str]) -> None:
     from spark_jax.run.evaluator import Request, evaluate, leaked, seen_tasks  # JAX from here on
 
     temperature = _temperature(options, config)
-    name = f"{options.checkpoint} x{options.samples} T{temperature:g}"
-    name = _name(options.name or (f"{name} fork" if options.fork else name))
+    name = _name(options, options.checkpoint, temperature)
     splits = _splits(options.splits, config)
     request = Request(
         name, splits, options.episodes, options.samples, temperature, options.seed,
@@ -117,7 +114,7 @@ def evaluate_endpoint(options: argparse.Namespace, config: ConfigDict | None) ->
     temperature = _temperature(options, config)
     complete, about = connected(options, temperature, stop)
     plain = options.model.replace("/", "-")
-    name = _name(options.name or f"{plain} x{options.samples} T{temperature:g}")
+    name = _name(options, plain, temperature)
     workdir = Path(options.workdir or f"runs/{config.env.name}-{plain}")
     splits = _splits(options.splits, config)
     entry = evaluate_prompted(
@@ -133,10 +130,21 @@ def _temperature(options: argparse.Namespace, config: ConfigDict) -> float:
     return config.eval.temperature if options.temperature is None else options.temperature
 
 
-def _name(name: str) -> str:
+def _name(options: argparse.Namespace, who: str, temperature: float) -> str:
+    """--name, or a name that says what was asked for, so that nothing else replaces it."""
+    name = options.name
     if "/" in name or name.startswith("."):
         raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
-    return name
+    asked = [who, f"x{options.samples}", f"T{temperature:g}"]
+    if options.splits:
+        asked.append(options.splits)
+    if options.episodes:
+        asked.append(f"{options.episodes} tasks")
+    if options.seed:
+        asked.append(f"seed {options.seed}")
+    if options.fork:
+        asked.append("fork")
+    return name or " ".join(asked)
 
 
 def _splits(names: str, config: ConfigDict) -> tuple[str, ...]:

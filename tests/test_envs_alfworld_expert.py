@@ -15,7 +15,6 @@ from spark_jax.envs.alfworld import tasks
 from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
 from spark_jax.envs.alfworld.expert import play
 from spark_jax.envs.alfworld.games import TASK_TYPES, Game
-from spark_jax.envs.alfworld.generate import games
 from spark_jax.envs.annotate import explore_density
 from spark_jax.envs.trajectory import winning_paths
 from spark_jax.types import Task
@@ -50,7 +49,7 @@ def expert_in(env, max_steps):
 def test_walkthroughs_win_with_their_last_action(env, split):
     for task in everything(split):
         env.start(task)
-        *before, last = games(split)[task.variation].walkthrough
+        *before, last = tasks.find_game("", task).walkthrough
         for action in before:
             result = env.step(action)
             assert result.valid and not result.done, (task, action)
@@ -64,7 +63,7 @@ def test_the_expert_wins_by_searching(env, split):
         expert_in(env, 20), everything(split), 20, lambda *counts: done.append(counts)
     )
     assert len(paths) == len(SAMPLE[split]) == len(done)
-    shortest = [len(games(split)[path.task.variation].walkthrough) for path in paths]
+    shortest = [len(tasks.find_game("", path.task).walkthrough) for path in paths]
     assert all(len(p.steps) >= n for p, n in zip(paths, shortest, strict=True))
     assert sum(len(p.steps) for p in paths) > sum(shortest)  # it does not know where things are
     for path in paths:

@@ -81,6 +81,20 @@ def test_a_broken_cache_is_planned_anew(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_the_cache_is_of_one_game_and_may_be_unwritable(tmp_path, monkeypatch):
+    """A full disk is no reason to lose the paths."""
+    for simplification in ("easy", "teleportAction,openDoors"):
+        assert len(expert.gold_paths([TASKS[1]], 1, tmp_path, None, "full", simplification)) == 1
+    names = {path.name.split("_")[-1] for path in tmp_path.iterdir()}
+    assert names == {"easy.json", "teleportAction-openDoors.json"}
+
+    def full(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(expert, "keep", full)
+    assert len(expert.gold_paths([TASKS[1]], 1, tmp_path / "new")) == 1
+
+
 @pytest.mark.parametrize("split", ["L0", "L1", "L2"])
 def test_tasks_of_other_splits_are_refused(split):
     task = split_tasks("default", "held_out", split)[0]
@@ -98,9 +112,8 @@ def test_warm_up_tasks_never_hold_held_out_types():
 
 def test_responses_are_well_formed_and_short(trajectories):
     for trajectory in trajectories:
-        texts = expert.dialogue(trajectory, "short")
-        assert texts.system == "" and len(texts.turns) == len(trajectory.steps)
-        for (response, observation), step in zip(texts.turns, trajectory.steps, strict=True):
+        turns = expert.rendered_turns(expert.in_style(trajectory, "short"))
+        for (response, observation), step in zip(turns, trajectory.steps, strict=True):
             parsed = parse_response(response)
             assert parsed.well_formed and parsed.action == step.action
             assert (parsed.kind == "explore") == step.explore

@@ -16,7 +16,7 @@ from spark_jax.learn.credit import normaliser, segment_weights, sft_weights
 from spark_jax.learn.loss import policy_loss, sft_loss
 from spark_jax.learn.optimisers import adamw
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
-from spark_jax.learn.step import make_steps, optimiser_step, put_batch
+from spark_jax.learn.step import make_steps, mean_metrics, optimiser_step, put_batch
 from spark_jax.models import transformer
 from spark_jax.models.config import ModelConfig
 
@@ -373,6 +373,21 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
     assert int(state[1].count) == 0
+
+
+def test_skipped_steps_do_not_spoil_the_metrics():
+    fine = [
+        {"loss": 1.0, "grad_norm": 2.0, "skipped": 0.0},
+        {"loss": 3.0, "grad_norm": 4.0, "skipped": 0.0},
+    ]
+    lost = {"loss": np.nan, "grad_norm": np.inf, "skipped": 1.0}
+    assert mean_metrics(fine) == {"loss": 2.0, "grad_norm": 3.0, "skipped": 0.0}
+    assert mean_metrics([fine[0], lost, lost, fine[1]]) == {
+        "loss": 2.0,
+        "grad_norm": 3.0,
+        "skipped": 0.5,
+    }
+    assert not np.isfinite(mean_metrics([lost, lost])["grad_norm"]), "the run ends there"
 
 
 def test_no_buffer_of_all_logits():

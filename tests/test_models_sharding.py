@@ -1,5 +1,6 @@
 """Sharding rules: on paper for large models, and run on eight virtual CPU devices."""
 
+import math
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from spark_jax.models.config import ModelConfig, parameter_count
-from spark_jax.models.sharding import AXES, RULES, bytes_per_device, make_mesh, spec_of
+from spark_jax.models.sharding import AXES, RULES, make_mesh, param_shardings, spec_of
 from spark_jax.models.transformer import param_shapes
 from spark_jax.types import UserError
 
@@ -94,7 +95,12 @@ def test_eight_devices_give_the_logits_and_gradients_of_one():
 def test_qwen_7b_is_spread_evenly(sizes):
     mesh = AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
     ideal = 2 * parameter_count(QWEN7B) / (sizes[1] * sizes[2])
-    held = bytes_per_device(param_shapes(QWEN7B), mesh)
+    params = param_shapes(QWEN7B)
+    shardings = jax.tree.leaves(param_shardings(params, mesh))
+    held = sum(
+        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, sharding in zip(jax.tree.leaves(params), shardings, strict=True)
+    )
     assert ideal <= held < 1.01 * ideal
 
 

@@ -39,7 +39,7 @@ def assert_same(a, b):
 def test_round_trip_retention_and_reference(tmp_path):
     state = {"phase": "rl", "iteration": 3, "best": 0.25, "lines": [1, 2], "none": None}
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        assert checkpoints.latest_step() is None and not checkpoints.has_reference()
+        assert checkpoints.latest_step() is None
         with pytest.raises(UserError, match="it has none"):
             checkpoints.restore(values(0)[0])
         with pytest.raises(UserError, match="warm-up"):

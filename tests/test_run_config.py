@@ -59,6 +59,9 @@ def test_qwen_presets_are_the_papers():
     assert (config.env.max_steps, config.rollout.response_tokens) == (30, 512)
     assert (config.sft.trajectories, config.sft.learning_rate, config.sft.epochs) == (300, 1e-5, 3)
     assert (config.eval.temperature, config.eval.episodes) == (0.4, 128)
+    assert config.env.tasks == "paper"
+    for other in ("alfworld", "webshop"):
+        assert load_config(f"{ROOT}/configs/{other}.py:qwen7b").env.tasks == "default"
 
 
 def test_overrides_of_every_kind():
@@ -152,6 +155,10 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["rl.sampled_tokens=9", "rl.iterations=0"], "rl.iterations"),
         (["rl.sampled_tokens=-9"], "0 or more"),
         (["train.row_targets=4096"], "train.row_tokens"),
+        (["rollout.response_tokens=100"], "train.row_targets"),
+        (["rollout.pages=40"], "rollout.pages"),
+        (["sft.slips=15"], "between 0 and 1"),
+        (["sft.dialogues=paths.jsonl", "sft.trajectories=0"], "sft.trajectories"),
         (["env.tasks="], "env.tasks"),
         (["sft.min_learning_rate=1"], "sft.learning_rate"),
         (["algo.name=grpo", "tree.signal=explore"], "never"),

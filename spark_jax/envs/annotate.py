@@ -15,7 +15,7 @@ from spark_jax.envs.reasoning import reasoning, start
 from spark_jax.envs.scenes import Goal, Scene, candidates, read_goal, scenes_of
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
 
-# Share of explore steps in steps 1-5, 6-10, …, 26-30 (the paper's warm-up data, FACTS).
+# Share of explore steps in steps 1-5, 6-10, …, 26-30 (the paper's warm-up data).
 DENSITY = (0.23, 0.10, 0.14, 0.08, 0.04, 0.0)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import logging
@@ -17,20 +18,13 @@ import re
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from spark_jax.envs.annotate import annotate
 from spark_jax.envs.keep import keep
 from spark_jax.envs.response import render_response
 from spark_jax.envs.rooms import Room, abbreviate, read_room
 from spark_jax.envs.scenes import is_animal
-from spark_jax.envs.scienceworld import (
-    GOLD_HEAP_MB,
-    ScienceWorldEnvironment,
-    Style,
-    first_message,
-    system_prompt,
-)
+from spark_jax.envs.scienceworld import GOLD_HEAP_MB, ScienceWorldEnvironment, Style
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.types import Task, UserError
 
@@ -38,21 +32,6 @@ _log = logging.getLogger(__name__)
 
 MAX_STEPS = 30
 _RESTARTS = 3
-
-
-class Dialogue(NamedTuple):
-    """A trajectory as the texts a model is trained on."""
-
-    system: str
-    user: str
-    turns: tuple[tuple[str, str], ...]  # (response, observation) of each step
-
-
-def dialogue(trajectory: Trajectory, style: Style) -> Dialogue:
-    """The texts of an annotated trajectory in a style ("full" trajectories can become "short")."""
-    trajectory = in_style(trajectory, style)
-    user = first_message(trajectory.start, style)
-    return Dialogue(system_prompt(style), user, rendered_turns(trajectory))
 
 
 def rendered_turns(trajectory: Trajectory) -> tuple[tuple[str, str], ...]:
@@ -81,6 +60,7 @@ def gold_paths(
     cache: str | Path | None = None,
     on_done: Callable[[int, int], None] | None = None,
     style: Style = "full",
+    simplification: str = "easy",
 ) -> list[Trajectory]:
     """Annotated expert trajectories of train tasks, in the order of `tasks`.
 
@@ -92,6 +72,7 @@ def gold_paths(
         cache: a folder that keeps the gold actions (planning takes half of the time).
         on_done: called with (tasks done, tasks in all).
         style: of the observations.
+        simplification: of the game (`ScienceWorldEnvironment`).
 
     Raises UserError for a task of another split (held-out tasks must not be trained on).
     """
@@ -102,7 +83,8 @@ def gold_paths(
                 f"{task.variation} of split {task.split}."
             )
     todo = list(dict.fromkeys(tasks))
-    gold = _GoldCache(Path(cache) if cache else None)
+    make_env = functools.partial(ScienceWorldEnvironment, simplification, heap_mb=GOLD_HEAP_MB)
+    gold = _GoldCache(Path(cache) if cache else None, simplification)
     jobs: queue.SimpleQueue[Task] = queue.SimpleQueue()
     finished: queue.SimpleQueue[tuple[Task, Trajectory | None | BaseException]] = (
         queue.SimpleQueue()
@@ -111,7 +93,9 @@ def gold_paths(
         jobs.put(task)
     stop = threading.Event()
     threads = [
-        threading.Thread(target=_play_jobs, args=(jobs, finished, gold, stop), daemon=True)
+        threading.Thread(
+            target=_play_jobs, args=(make_env, jobs, finished, gold, stop), daemon=True
+        )
         for _ in range(min(workers, len(todo)))
     ]
     for thread in threads:
@@ -133,7 +117,7 @@ def gold_paths(
     return [in_style(annotate(found[task]), style) for task in tasks if found[task]]
 
 
-def _play_jobs(jobs, finished, gold: _GoldCache, stop: threading.Event) -> None:
+def _play_jobs(make_env, jobs, finished, gold: _GoldCache, stop: threading.Event) -> None:
     """The life of one worker thread."""
     env = None
     try:
@@ -144,7 +128,7 @@ def _play_jobs(jobs, finished, gold: _GoldCache, stop: threading.Event) -> None:
                 return
             for attempt in range(_RESTARTS + 1):
                 try:
-                    env = env or ScienceWorldEnvironment(heap_mb=GOLD_HEAP_MB)
+                    env = env or make_env()
                     actions = gold.get(task)
                     if actions is None:
                         actions = gold.put(task, env.gold_actions(task))
@@ -273,16 +257,17 @@ def _shown_name(action: str, task: Task, room: Room | None, held: list[str]) -> 
 
 
 class _GoldCache:
-    """Gold actions by task, kept in one JSON file per version of the game."""
+    """Gold actions by task, kept in one JSON file per version and simplification of the game."""
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, simplification: str):
         self._lock = threading.Lock()
         self._actions: dict[str, list[str]] = {}
         self._changed = False
         self._path = None
         if folder:
             version = importlib.metadata.version("scienceworld")
-            self._path = folder / f"gold_paths_{version}_easy.json"
+            kind = re.sub(r"\W+", "-", simplification) or "plain"
+            self._path = folder / f"gold_paths_{version}_{kind}.json"
             with contextlib.suppress(OSError, ValueError):  # no file, or a broken one: plan again
                 self._actions = dict(json.loads(self._path.read_text()))
 
@@ -298,4 +283,5 @@ class _GoldCache:
     def save(self) -> None:
         if not (self._path and self._changed):
             return
-        keep(self._path, json.dumps(self._actions, indent=0, sort_keys=True).encode())
+        with contextlib.suppress(OSError):  # a full disk: they are planned again next time
+            keep(self._path, json.dumps(self._actions, indent=0, sort_keys=True).encode())

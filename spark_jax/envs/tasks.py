@@ -23,7 +23,7 @@ def tasks_of_iteration(
     iteration: int,
     weights: Mapping[str, float] | None = None,
 ) -> list[Task]:
-    """`n` tasks: type uniform or by `weights`, then a variation without replacement (DESIGN 3.9).
+    """`n` tasks: type uniform or by `weights`, then a variation without replacement.
 
     Depends on (seed, iteration) and the arguments only. A type whose variations are used up
     within the iteration begins again.

@@ -1,4 +1,4 @@
-"""Advantages of the leaves of one tree, as small pure functions (DESIGN 3.5).
+"""Advantages of the leaves of one tree, as small pure functions (docs/methods.md).
 
 Every function takes the tree and the weights w of its leaves and returns `A_LG`: row l is a leaf
 (in the order of `tree.leaf_ids()`), column g a node; only nodes on the path of l mean anything.

@@ -1,4 +1,4 @@
-"""From a tree and its advantages to three numbers a segment (DESIGN 3.6)."""
+"""From a tree and its advantages to three numbers a segment (docs/methods.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses over packed targets (DESIGN 3.6). Sums over targets; the caller divides by Z.
+"""Losses over packed targets. Sums over targets; the caller divides by Z.
 
 A loss takes the log-probabilities and entropies of a micro-batch and the batch, and returns the
 sum to minimise and a dictionary of sums to report; divided by Z = sum of n these are means in

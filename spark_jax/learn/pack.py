@@ -1,4 +1,4 @@
-"""Trees into rows of fixed shape (DESIGN 3.7). Plain numpy, deterministic.
+"""Trees into rows of fixed shape. Plain numpy, deterministic.
 
 A tree is laid out in depth-first order, each shared token once. Several trees share a row; a tree
 too large for a row is split by leaves into pieces that repeat the shared prefix as context only:

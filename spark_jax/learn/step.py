@@ -13,11 +13,12 @@ gathered predecessors of the targets, a chunk of targets at a time, rematerialis
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -273,3 +274,12 @@ def optimiser_step(
     for batch in batches:
         sums = steps.gradient(params, sums, batch, z)
     return steps.apply(params, opt_state, sums, learning_rate)
+
+
+def mean_metrics(of_steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Metrics of several optimiser steps (`optimiser_step`, on the host) as one: the share of
+    steps that were skipped, and of the other metrics the mean over those that were not. If all
+    were, they are what they are: not finite, so that the run ends there."""
+    kept = [m for m in of_steps if not m["skipped"]] or of_steps
+    mean = {name: float(np.mean([m[name] for m in kept])) for name in of_steps[0]}
+    return mean | {"skipped": float(np.mean([m["skipped"] for m in of_steps]))}

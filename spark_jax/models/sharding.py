@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from math import prod
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from spark_jax.models.transformer import Params
@@ -93,14 +92,3 @@ def param_shardings(
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Sharding of arrays whose first axis is rows of a batch (or tokens flattened from them)."""
     return NamedSharding(mesh, ROWS)
-
-
-def bytes_per_device(params: Params, mesh: Mesh) -> int:
-    """Bytes of parameters that one device holds under the default rules."""
-    leaves = zip(
-        jax.tree.leaves(params), jax.tree.leaves(param_shardings(params, mesh)), strict=True
-    )
-    return sum(
-        int(np.prod(sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize
-        for leaf, sharding in leaves
-    )

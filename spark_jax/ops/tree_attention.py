@@ -1,4 +1,4 @@
-"""Attention over trees packed in depth-first order (DESIGN 3.7).
+"""Attention over trees packed in depth-first order (learn/pack.py).
 
 `end[j]` is the index one past the subtree of token j's node; token i may look at token j iff
 `j <= i < end[j]`. One integer per key says it all: paths of the tree, several trees in one row,

@@ -1,4 +1,4 @@
-"""Random keys from identity: who draws, never when (DESIGN: the same tree grows whatever else is
+"""Random keys from identity: who draws, never when (the same tree grows whatever else is
 in the batch and however long environments take)."""
 
 from __future__ import annotations

@@ -166,10 +166,6 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(_unfit(path, error)) from error
 
-    def has_reference(self) -> bool:
-        """True once `save_reference` has completed."""
-        return (self._folder / "reference").is_dir()
-
     def close(self) -> None:
         """Releases Orbax's threads."""
         if self._manager is not None:

@@ -290,7 +290,7 @@ def _parses_as(kind: type, text: str) -> bool:
 
 
 def _settle_algorithm(config: ConfigDict, overridden: set[str]) -> None:
-    """Separate episodes are the tree that never forks (FACTS: GRPO is signal=never, M = N).
+    """Separate episodes are the tree that never forks (GRPO is signal=never, M = N).
 
     Prompting (react) has no warm-up, no RL, and says the rules in its prompts.
     What the user said on the command line is kept and judged by `check_config`.

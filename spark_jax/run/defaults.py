@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 
 def base_config() -> ConfigDict:
-    """Every key with its default, which is the `tiny` size (DESIGN 6, "Config presets")."""
+    """Every key with its default, which is the `tiny` size."""
     config = ConfigDict()
     config.seed = 0  # of everything: parameters, tasks, sampling
 

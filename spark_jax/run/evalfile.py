@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -173,7 +174,7 @@ def add_evaluation(
     }
     if endpoint is not None:
         entry["endpoint"] = dict(endpoint)
-    _write(workdir, [e for e in read_evaluations(workdir) if e["name"] != name] + [entry])
+    _add(workdir, entry)
     return entry
 
 
@@ -189,7 +190,7 @@ def copy_evaluation(
     if found is None:
         return None
     entry = found | {"step": step}
-    _write(workdir, [e for e in read_evaluations(workdir) if e["name"] != name] + [entry])
+    _add(workdir, entry)
     return entry
 
 
@@ -215,7 +216,13 @@ def evaluation(workdir: pathlib.Path | str, name: str) -> dict[str, Any] | None:
     return next((e for e in read_evaluations(workdir) if e["name"] == name), None)
 
 
-def _write(workdir: pathlib.Path | str, entries: list[dict[str, Any]]) -> None:
-    entries = sorted(entries, key=lambda e: e["step"])
-    text = json.dumps({"evaluations": entries}, indent=1) + "\n"
-    write_text(pathlib.Path(workdir) / "eval.json", text)
+def _add(workdir: pathlib.Path | str, entry: dict[str, Any]) -> None:
+    """Under a lock: a training and an evaluation beside it may end one at the same time."""
+    workdir = pathlib.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".eval.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        others = [e for e in read_evaluations(workdir) if e["name"] != entry["name"]]
+        entries = sorted([*others, entry], key=lambda e: e["step"])
+        text = json.dumps({"evaluations": entries}, indent=1) + "\n"
+        write_text(workdir / "eval.json", text)

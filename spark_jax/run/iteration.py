@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool
@@ -19,7 +18,7 @@ from spark_jax.learn.advantage import LEAF_WEIGHTS, make_advantage, path_success
 from spark_jax.learn.credit import normaliser, record_advantages, segment_weights
 from spark_jax.learn.pack import PackedBatch, linear_tokens, micro_batches, pack_trees
 from spark_jax.learn.rows import step_rows
-from spark_jax.learn.step import Steps, optimiser_step, put_batch
+from spark_jax.learn.step import Steps, mean_metrics, optimiser_step, put_batch
 from spark_jax.rollout.adapt import Shape, adapt_metrics, adapted
 from spark_jax.rollout.curriculum import curriculum_metrics, type_weights
 from spark_jax.rollout.dialogue import Dialogue
@@ -166,9 +165,11 @@ def learn(
         params, opt_state, out = optimiser_step(steps, params, opt_state, batches, z, rate)
         metrics.append(out)
     host = [to_host(m) for m in metrics]
-    mean = {f"train/{k}": float(np.mean([m[k] for m in host])) for k in host[0]}
+    mean = {f"train/{name}": value for name, value in mean_metrics(host).items()}
+    if not config.rl.kl_coef:  # then the reference was not asked
+        del mean["train/kl"]
     # Before the first update the policy is the one that sampled: what differs is arithmetic.
-    mean["train/logp_gap"] = host[0]["logp_gap"]
+    mean["train/logp_gap"] = next((m for m in host if not m["skipped"]), host[0])["logp_gap"]
     mean |= {
         "train/packed_tokens": packed,
         "train/linear_tokens": sum(linear_tokens(tree) for tree in trees),

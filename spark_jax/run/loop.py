@@ -354,7 +354,11 @@ def _reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, A
                 tokens=values["rollout/response_tokens"],
                 success=values["rollout/success_rate"],
                 explore=values["rollout/explore_rate"],
-                **({"pairs": values["train/pairs"]} if pairs else {"kl": values["train/kl"]}),
+                **{
+                    name: values[f"train/{name}"]
+                    for name in ("pairs", "kl")
+                    if f"train/{name}" in values
+                },
             )
     return params, opt_state
 

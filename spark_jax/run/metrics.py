@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line with `step`, `phase` and numbers (DESIGN 6)."""
+"""`metrics.jsonl`: one JSON object a line with `step`, `phase` and numbers."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from spark_jax.learn.preference import (
     with_expert,
 )
 from spark_jax.learn.rows import StepRows, step_rows
-from spark_jax.learn.step import Steps, optimiser_step, put_batch
+from spark_jax.learn.step import Steps, mean_metrics, optimiser_step, put_batch
 from spark_jax.run.iteration import Learned, learning_rate
 from spark_jax.run.policy import Policy, rows_of_micro_batch, to_host
 from spark_jax.types import Task, Tree
@@ -101,7 +101,7 @@ def learn_pairs(
         metrics.append(host)
         tokens += stats.packed_tokens
         linear += sum(linear_tokens(tree) for tree in group_trees)
-    mean = {f"train/{k}": float(np.mean([m[k] for m in metrics])) for k in (metrics or [{}])[0]}
+    mean = {f"train/{k}": v for k, v in mean_metrics(metrics).items()} if metrics else {}
     mean |= {
         "train/pairs": sum(len(pairs) for _, pairs in items),
         "train/packed_tokens": tokens,

@@ -59,7 +59,7 @@ for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".spl
     _RULES[_key] = (lambda value: value > 0, "more than 0")
 _RULES["algo.similarity"] = (lambda value: 0 < value <= 1, "more than 0 and at most 1")
 _RULES["rl.clip"] = (lambda value: 0 < value < 1, "between 0 and 1")
-for _key in ("tree.signal_rate", "rl.decay_to", "sft.rename", "rl.rename"):
+for _key in ("tree.signal_rate", "rl.decay_to", "sft.rename", "sft.slips", "rl.rename"):
     _RULES[_key] = (lambda value: 0 <= value <= 1, "between 0 and 1")
 
 
@@ -149,6 +149,11 @@ def check_config(config: ConfigDict) -> None:
             "config.rl.train_on is seen, but config.sft.trajectories is 0, so the warm-up has seen "
             "no task; use config.rl.train_on=all."
         )
+    if config.sft.dialogues and not config.sft.trajectories:
+        raise UserError(
+            "config.sft.dialogues is set, but config.sft.trajectories, the most of them that are "
+            "used, is 0; raise it, or leave the file out."
+        )
     if config.algo.name == "rlvmr" and tree.fork_at == "same_step":
         raise UserError(
             "config.algo.name=rlvmr does not fork and needs whole responses; use "
@@ -175,6 +180,13 @@ def check_config(config: ConfigDict) -> None:
             f"config.rollout.response_tokens is {config.rollout.response_tokens}; one response has "
             f"to fit into config.rollout.path_tokens, which is {config.rollout.path_tokens}."
         )
+    slots, pages = config.rollout.page_slots, config.rollout.pages
+    needed = -(-config.rollout.path_tokens // slots) + 3
+    if pages and pages < needed:
+        raise UserError(
+            f"config.rollout.pages is {pages}; a path of config.rollout.path_tokens needs {needed} "
+            f"pages of {slots} tokens; raise it, or leave it at 0."
+        )
     if config.train.row_tokens < config.rollout.path_tokens:
         raise UserError(
             f"config.train.row_tokens is {config.train.row_tokens}; a row has to hold a whole path "
@@ -184,6 +196,14 @@ def check_config(config: ConfigDict) -> None:
         raise UserError(
             f"config.train.row_targets is {config.train.row_targets}; a row cannot have more "
             f"targets than config.train.row_tokens, which is {config.train.row_tokens}."
+        )
+    longest = config.rollout.response_tokens * (1 if config.env.history else config.env.max_steps)
+    longest = min(longest, config.rollout.path_tokens)
+    if config.rl.iterations and config.train.row_targets < longest:
+        raise UserError(
+            f"config.train.row_targets is {config.train.row_targets}; a row has to hold all the "
+            f"response tokens that a path may have, which are {longest} (config.env.max_steps x "
+            "config.rollout.response_tokens, at most config.rollout.path_tokens)."
         )
     if not config.env.tasks.strip():
         raise UserError(

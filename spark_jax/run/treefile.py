@@ -1,4 +1,4 @@
-"""`trees/<iteration>.jsonl`: every tree of an iteration, one a line (DESIGN 6)."""
+"""`trees/<iteration>.jsonl`: every tree of an iteration, one a line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def write_trees(workdir: pathlib.Path | str, iteration: int, trees: Iterable[Tre
 
 
 def read_trees(path: pathlib.Path | str) -> list[dict[str, Any]]:
-    """The trees of one file as plain dicts, in the contract's form.
+    """The trees of one file as plain dicts, as they are in the file.
 
     Raises:
       UserError: the file is missing, or a line is not a tree.
@@ -95,7 +95,7 @@ def _task(task: Task) -> dict[str, Any]:
 
 
 def _node(node: Node) -> dict[str, Any]:
-    """One node in the contract's form. `prompt` and `prompt_tokens` are what follows the response
+    """One node as it is in the file. `prompt` and `prompt_tokens` are what follows the response
     (for node 0, and with `env.history` for all nodes, the whole prompt of the next one); `logprob`
     is the sum over the response's tokens."""
     return {

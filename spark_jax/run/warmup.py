@@ -16,7 +16,7 @@ from spark_jax.envs.window import Window, window_message
 from spark_jax.learn.credit import likelihood_normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
 from spark_jax.learn.rows import step_rows
-from spark_jax.learn.step import Steps, optimiser_step, put_batch
+from spark_jax.learn.step import Steps, mean_metrics, optimiser_step, put_batch
 from spark_jax.run.files import write_text
 from spark_jax.run.policy import Policy, to_host
 from spark_jax.run.rename import WORDS, name_tokens, renamed
@@ -259,5 +259,5 @@ def sft_epoch(
         total.append(metrics)
         packed += stats.packed_tokens
     host = [to_host(metrics) for metrics in total]
-    mean = {f"train/{k}": sum(m[k] for m in host) / len(host) for k in host[0]}
+    mean = {f"train/{name}": value for name, value in mean_metrics(host).items()}
     return params, opt_state, {**mean, "train/packed_tokens": packed}

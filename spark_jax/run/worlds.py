@@ -127,14 +127,14 @@ def _scienceworld(config: ConfigDict) -> World:
         splits={split: splits(split) for split in _splits(config)},
         system=scienceworld.system_prompt(env.prompt),
         first_message=functools.partial(scienceworld.first_message, style=env.prompt),
-        experts=functools.partial(_gold, env.prompt),
+        experts=functools.partial(_gold, env.prompt, env.simplification),
         known_names=scienceworld.KNOWN_NAMES,
         refusal=scienceworld.NOT_UNDERSTOOD,
     )
 
 
-def _gold(style, tasks, workers, cache, on_done) -> list[Trajectory]:
-    return expert.gold_paths(tasks, workers, cache, on_done, style)
+def _gold(style, simplification, tasks, workers, cache, on_done) -> list[Trajectory]:
+    return expert.gold_paths(tasks, workers, cache, on_done, style, simplification)
 
 
 def _alfworld(config: ConfigDict) -> World:
@@ -160,7 +160,7 @@ def _alfworld(config: ConfigDict) -> World:
         experts=experts,
         names=alfworld.NAMES,
         source=alfworld.source(env.data_dir),
-        refusal=NOTHING,
+        refusal="" if env.show_admissible else NOTHING,  # the list follows, another each time
     )
 
 

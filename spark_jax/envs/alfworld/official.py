@@ -22,6 +22,9 @@ from spark_jax.types import Task, UserError
 
 # L2 is the part of valid_unseen whose types are held out.
 FOLDERS = {"train": "train", "L0": "valid_seen", "L1": "valid_unseen", "L2": "valid_unseen"}
+# Games are numbered from here in each split, so that no number stands for two of them: whether a
+# task was in a run's training data is asked without its split.
+FIRST = {"train": 0, "L0": 100_000, "L1": 200_000, "L2": 200_000}
 _GAME = "game.tw-pddl"
 
 
@@ -56,7 +59,7 @@ def split_tasks(tasks: str, protocol: str, data_dir: str, split: str) -> list[Ta
     out = [
         Task("alfworld", name, number, split=split)
         for name in sorted(types)
-        for number in range(len(found.get(name, ())))
+        for number in range(FIRST[split], FIRST[split] + len(found.get(name, ())))
     ]
     if not out:
         raise UserError(
@@ -101,12 +104,14 @@ def find_game(data_dir: str, task: Task) -> Game:
     if task.split not in FOLDERS:
         raise UserError(f"The split {task.split!r} does not exist: use train, L0, L1 or L2.")
     paths = _listed(folder, FOLDERS[task.split]).get(task.type, ())
-    if not 0 <= task.variation < len(paths):
+    first = FIRST[task.split]
+    if not first <= task.variation < first + len(paths):
+        have = f"use {first} to {first + len(paths) - 1}" if paths else "it has none of this type"
         raise UserError(
-            f"ALFWorld's {task.split} has no game {task.variation} of {task.type}: "
-            + (f"use 0 to {len(paths) - 1}." if paths else "it has none of this type.")
+            f"ALFWorld's {task.split} has no game {task.variation} of {task.type}: {have}."
         )
-    return read_game(folder / paths[task.variation], task.type, paths[task.variation])
+    path = paths[task.variation - first]
+    return read_game(folder / path, task.type, path)
 
 
 def read_game(path: Path, task_type: str, name: str) -> Game:

@@ -39,8 +39,8 @@ def split_tasks(tasks: str, protocol: str, data_dir: str, split: str) -> list[Ta
         split: "train", "L0" (seen rooms), "L1" (unseen rooms), "L2" (unseen rooms and types).
 
     Returns:
-        Tasks whose `variation` numbers the game: embedded games inside their split (L2 as in L1),
-        official ones inside their split and type.
+        Tasks whose `variation` numbers the game from `official.FIRST` on: embedded games inside
+        their split (L2 as in L1), official ones inside their split and type.
 
     Raises UserError for unknown names, and for a split without games.
     """
@@ -49,7 +49,7 @@ def split_tasks(tasks: str, protocol: str, data_dir: str, split: str) -> list[Ta
     types = official.selected_types(tasks, protocol, split)
     return [
         Task("alfworld", game.type, number, split=split)
-        for number, game in enumerate(games(_numbering(split)))
+        for number, game in enumerate(games(_numbering(split)), official.FIRST[split])
         if game.type in types
     ]
 
@@ -59,8 +59,9 @@ def find_game(data_dir: str, task: Task) -> Game:
     if data_dir:
         return official.find_game(_folder(data_dir), task)
     all_games = games(_numbering(task.split))
-    if 0 <= task.variation < len(all_games):
-        game = all_games[task.variation]
+    number = task.variation - official.FIRST[task.split]
+    if 0 <= number < len(all_games):
+        game = all_games[number]
         if game.type == task.type:
             return game
     raise UserError(
