@@ -111,7 +111,7 @@ def test_a_run_killed_at_random_moments_gives_the_same_metrics(unbroken, tmp_pat
             )
         # From the start of the process, so the moments fall into every phase as the run proceeds;
         # later attempts get longer, so the run ends.
-        deadline = time.time() + rng.uniform(4, 14 + 4 * attempt)
+        deadline = time.time() + rng.uniform(3, 8 + 4 * attempt)
         while process.poll() is None and time.time() < deadline:
             time.sleep(0.02)
         if process.poll() is None:

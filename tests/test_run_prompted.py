@@ -197,7 +197,8 @@ def test_the_command_writes_what_an_evaluation_of_a_checkpoint_writes(tmp_path, 
     with serve(winner) as (url, asked):
         main(arguments(url, tmp_path, "--prompt_price=2", "--response_price=10"))
         (entry,) = read_evaluations(tmp_path)
-        assert entry["name"] == "lab-some-model x1 T0.4" and entry["step"] == 0
+        name = "lab-some-model x1 T0.4 L1,L2 5 tasks"
+        assert entry["name"] == name and entry["step"] == 0
         for split in ("L1", "L2"):
             assert entry["splits"][split]["successes"] == 5
             assert entry["splits"][split]["measures"]["score"][0] == 100
@@ -210,14 +211,14 @@ def test_the_command_writes_what_an_evaluation_of_a_checkpoint_writes(tmp_path, 
         assert asked[0].body["temperature"] == 0.4
         main(arguments(url, tmp_path, "--config.env.workers=2"))  # nothing is paid twice
         assert len(asked) == 20
-        main(arguments(url, tmp_path, "--name=lab-some-model x1 T0.4", "--samples=2"))
+        main(arguments(url, tmp_path, f"--name={name}", "--samples=2"))
         assert len(asked) == 40  # only the second samples are new
-        main(arguments(url, tmp_path, "--name=lab-some-model x1 T0.4", "--temperature=0.5"))
+        main(arguments(url, tmp_path, f"--name={name}", "--temperature=0.5"))
         assert len(asked) == 60  # other settings: other episodes
     out, err = capfd.readouterr()
     assert "2,000 tokens read, 400 written: 0.0080 at the prices given" in out
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert {path.name for path in files} >= {"eval.json", "lab-some-model x1 T0.4.jsonl"}
+    assert {path.name for path in files} >= {"eval.json", f"{name}.jsonl"}
     for text in [out, err, *(path.read_text() for path in files)]:
         assert text and KEY not in text
 

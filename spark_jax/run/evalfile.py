@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -220,9 +221,12 @@ def _add(workdir: pathlib.Path | str, entry: dict[str, Any]) -> None:
     """Under a lock: a training and an evaluation beside it may end one at the same time."""
     workdir = pathlib.Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    with open(workdir / ".eval.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = os.open(workdir, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
         others = [e for e in read_evaluations(workdir) if e["name"] != entry["name"]]
         entries = sorted([*others, entry], key=lambda e: e["step"])
         text = json.dumps({"evaluations": entries}, indent=1) + "\n"
         write_text(workdir / "eval.json", text)
+    finally:
+        os.close(folder)
