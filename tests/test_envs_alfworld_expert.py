@@ -72,6 +72,7 @@ def test_the_expert_wins_by_searching(env, split):
         for step in path.steps:
             assert step.explore == bool(step.alternatives)
             assert step.action not in step.alternatives
+            # The goal, the wanted thing and two places: 133 characters in these games.
             assert len(step.reasoning) < 150 and step.reasoning[0].isupper()
             assert all(a.startswith("go to ") for a in step.alternatives)
     density = explore_density(paths)

@@ -180,6 +180,7 @@ def check_config(config: ConfigDict) -> None:
             f"config.rollout.response_tokens is {config.rollout.response_tokens}; one response has "
             f"to fit into config.rollout.path_tokens, which is {config.rollout.path_tokens}."
         )
+    # As in Engine.add, which would say so only when a path first gets as long.
     slots, pages = config.rollout.page_slots, config.rollout.pages
     needed = -(-config.rollout.path_tokens // slots) + 3
     if pages and pages < needed:
