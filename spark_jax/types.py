@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, NamedTuple
 
-Outcome = Literal["success", "failure", "step_limit", "token_limit"]
+Outcome = Literal["success", "failure", "step_limit", "token_limit", "refused"]
 
 
 class UserError(Exception):

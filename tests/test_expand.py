@@ -312,6 +312,38 @@ def test_limits_make_leaves():
     assert outcomes == {"success", "failure", "step_limit", "token_limit"}
 
 
+@pytest.mark.parametrize("fork_at", ["next_step", "same_step"])
+@pytest.mark.parametrize("patience", [1, 2])
+def test_patience_cuts_paths_at_refusals_in_a_row_and_changes_nothing_else(patience, fork_at):
+    """Roots that never fork, so each path with patience is that without, up to where it is cut.
+    Reasoning that stands in a node of its own (same_step) is no action and breaks no row."""
+    cut = split = 0
+    for seed in range(150):
+        rule = rule_of(signal=never, fork_at=fork_at)
+        (whole,), (short,) = (
+            grow(each, seed, rate=0.5)
+            for each in (rule, dataclasses.replace(rule, patience=patience))
+        )
+        for end, other in zip(whole.leaf_ids(), short.leaf_ids(), strict=True):
+            expected, row = [], 0
+            for i in whole.path(end)[1:]:
+                node = whole.nodes[i]
+                expected.append(node.response)
+                if node.action or not node.valid:
+                    row = 0 if node.valid else row + 1
+                split += not node.action and node.valid
+                if row >= patience:
+                    break
+            leaf = short.nodes[other]
+            assert [short.nodes[i].response for i in short.path(other)[1:]] == expected
+            if node.outcome not in ("success", "failure") and row >= patience:
+                assert leaf.outcome == "refused" and leaf.reward == 0
+                cut += 1
+            else:
+                assert leaf.outcome == node.outcome
+    assert cut > 10 and (split > 100) == (fork_at == "same_step")
+
+
 @pytest.mark.parametrize(
     "requested, leaves, current, granted",
     [(2, 8, 7, 2), (2, 8, 8, 1), (3, 8, 7, 2), (4, 8, 4, 4), (2, 8, 4, 2)],

@@ -41,7 +41,9 @@ def random_tree(rng: random.Random, variation: int) -> Tree:
             nodes.append(node)
             if step == 10 or rng.random() < 0.1:
                 node.done = True
-                node.outcome = rng.choice(["success", "failure", "step_limit", "token_limit"])
+                node.outcome = rng.choice(
+                    ["success", "failure", "step_limit", "token_limit", "refused"]
+                )
             else:
                 node.requested = node.granted = 2 if spark and len(nodes) < 40 else 1
                 running.append((node.id, node.granted))

@@ -215,7 +215,7 @@ class _Grower:
         else:
             text, context = growing.dialogue.turn(result.observation, path.row.response)
             tokens = path.row.tokens + context
-        outcome = self._outcome(path, result, len(tokens))
+        outcome = self._outcome(growing, path, result, len(tokens))
         if outcome:
             node.done, node.outcome = True, outcome
             node.reward = 1.0 if outcome == "success" else 0.0
@@ -228,11 +228,16 @@ class _Grower:
         node.prompt, node.context_ids = text, context
         self._go_on(growing, path, node, tokens, past, path.step + 1, result.score)
 
-    def _outcome(self, path: Path, result: StepResult, tokens: int) -> Outcome | None:
+    def _outcome(
+        self, growing: Growing, path: Path, result: StepResult, tokens: int
+    ) -> Outcome | None:
         if result.success:
             return "success"
         if result.done:
             return "failure"
+        patience = growing.rule.patience
+        if patience and growing.refusals(path.indices) >= patience:
+            return "refused"
         if path.step >= self.limits.max_steps:
             return "step_limit"
         if tokens + self.limits.response_tokens > self.limits.path_tokens:

@@ -27,6 +27,7 @@ class TreeRule:
     tags: tuple[Kind, ...] = THINKING  # kinds of reasoning that a response may begin with
     reinvest: bool = False  # leaves that are left in the end are spent (rollout/reinvest.py)
     surprise: bool = False  # the signal looks at `Node.surprise`, which is 0 otherwise
+    patience: int = 0  # refused actions in a row that end a path; 0: it goes on to its limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,16 @@ class Growing:
         """The steps of the path down to a node, those included that no environment saw."""
         nodes = (self.nodes[indices[: i + 1]] for i in range(len(indices)))
         return [PastStep(n.action, n.observation) for n in nodes if n.action or n.observation]
+
+    def refusals(self, indices: Indices) -> int:
+        """Actions in a row, up to that of a node, that the environment did not understand."""
+        count = 0
+        for i in range(len(indices), 0, -1):
+            node = self.nodes[indices[:i]]
+            if node.valid and node.action:
+                break
+            count += not node.valid  # a node of reasoning alone (same_step) is no action
+        return count
 
     def tree(self) -> Tree:
         order = sorted(self.nodes)  # a prefix sorts before what extends it: depth-first

@@ -44,6 +44,7 @@ def base_config() -> ConfigDict:
     config.tree.signal_rise = 0.2  # signal=entropy, calibrated: nats a token above the first steps
     config.tree.fork_at = "next_step"  # next_step (the paper's Eq. 6) or same_step
     config.tree.reinvest = False  # leaves left in the end go to where the outcome is most open
+    config.tree.patience = 0  # refused actions in a row that end a training path; 0: any number
     config.tree.adapt = False  # roots and branch by the success rate of the task's type
 
     config.algo = ConfigDict()

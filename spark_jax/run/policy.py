@@ -106,12 +106,14 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
 
 def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
     """Shape of the training trees. `counts`: for `tree.signal=calibrated`."""
-    return dataclasses.replace(voting_rule(config, counts), reinvest=config.tree.reinvest)
+    tree = config.tree
+    rule = voting_rule(config, counts)
+    return dataclasses.replace(rule, reinvest=tree.reinvest, patience=tree.patience)
 
 
 def voting_rule(config: ConfigDict, counts: ForkCounts | None = None) -> TreeRule:
-    """The trees of forking at test time: those of the training, but no reward is looked at, and
-    nothing has been counted."""
+    """The trees of forking at test time: those of the training, but no reward is looked at,
+    nothing has been counted, and no path is given up."""
     tree = config.tree
     signal = make_signal(tree.signal, tree.signal_rate, tree.signal_rise, counts)
     return TreeRule(

@@ -183,6 +183,7 @@ _LEGEND = (
     ("dot", "background:var(--failure)", "failure"),
     ("dot", "background:var(--step_limit)", "step limit"),
     ("dot", "background:var(--token_limit)", "token limit"),
+    ("dot", "background:var(--refused)", "refused too often"),
 )
 
 

@@ -52,7 +52,7 @@ for _key in (
     "sft.weight_decay sft.context_weight "
     "rl.iterations rl.sampled_tokens rl.warmup_steps rl.kl_coef rl.dual_clip rl.entropy_coef "
     "rl.weight_decay algo.invalid_penalty rollout.pages sft.extra_seconds sft.min_learning_rate "
-    "tree.signal_rise eval.temperature eval.episodes eval.every mesh.data"
+    "tree.signal_rise tree.patience eval.temperature eval.episodes eval.every mesh.data"
 ).split():
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
