@@ -76,7 +76,7 @@ def base_config() -> ConfigDict:
     config.rl = ConfigDict()
     config.rl.iterations = 24  # rollout and update, this many times; 0: no RL
     config.rl.sampled_tokens = 0  # end after this many sampled tokens, not iterations; 0: off
-    config.rl.rename = 0.0  # share of the trees whose dialogue swaps names, as in sft.rename
+    config.rl.rename = 0.0  # share of the trees whose dialogue swaps names (run/rename.py)
     config.rl.train_on = "all"  # train tasks: all, or (un)seen: with (no) warm-up dialogue
     config.rl.tasks_per_iteration = 8  # trees of an iteration
     config.rl.types = "uniform"  # task types drawn: uniform, or mixed: by how often outcomes differ

@@ -18,7 +18,8 @@ from collections.abc import Callable, Collection, Sequence
 from spark_jax.types import Task, Tree
 
 _WORD = re.compile(rb" ?[a-z]{3,}")
-WORDS = 0.3  # share of the names of a dialogue that are swapped
+WORDS = 0.3  # share of the names of a warm-up dialogue that are swapped
+PLAYED_WORDS = 0.1  # of those of a dialogue in RL: with more of them most trees fail as a whole
 COMMON = 0.5  # words of more of the dialogues than this are grammar, not names
 
 
@@ -73,7 +74,7 @@ def swapper(
     def swap_for(task: Task, rng: random.Random) -> dict[int, int]:
         if task.type in known_names or rng.random() >= share:
             return {}
-        return swap_table(names, WORDS, rng)
+        return swap_table(names, PLAYED_WORDS, rng)
 
     return swap_for
 
