@@ -58,7 +58,7 @@ def _tiny(config: ConfigDict, preset: str) -> ConfigDict:
     config.rl.temperature = 1.25  # two thirds of the groups have both outcomes; at 1 two fifths
     config.tree.patience = 3  # 1 % of the leaves win after so many refusals, 42 % of the tokens go
     config.rl.kl = "k2"
-    config.rl.iterations = 15
+    config.rl.iterations = 24
     config.rl.tasks_per_iteration = 16
     config.rl.minibatches = 4
     config.rl.learning_rate = 3e-4
