@@ -55,7 +55,7 @@ def _tiny(config: ConfigDict, preset: str) -> ConfigDict:
     config.rl.train_on = "unseen"  # it plays the warm-up's own tasks by heart
     config.rl.rename = 1.0  # and the names of all train tasks: only swapped ones can be got wrong
     config.rl.types = "mixed"  # two of the types never succeed
-    config.rl.temperature = 1.25  # two thirds of the groups have both outcomes; at 1 two fifths
+    config.rl.temperature = 1.25  # three in five groups have both outcomes; at 1 one in three
     config.tree.patience = 3  # 1 % of the leaves win after so many refusals, 42 % of the tokens go
     config.rl.kl = "k2"
     config.rl.iterations = 24
