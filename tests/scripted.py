@@ -1,6 +1,7 @@
 """Stand-ins for slow parties of a rollout: a policy that follows a script instead of a model, and
 environments that answer at once. What a leaf does depends on its identity only."""
 
+import collections
 import dataclasses
 import random
 
@@ -112,6 +113,7 @@ class InstantEnvironments:
         self.workers, self.latency = workers, random.Random(latency)
         self.jobs, self.played = [], {}
         self.held = set()
+        self.stats = collections.Counter()
 
     def waiting(self):
         return 0

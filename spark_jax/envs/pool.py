@@ -70,7 +70,8 @@ class EnvPool:
         workers: how many environments live at most (at least 1; one is enough for any tree).
 
     `stats` counts `env_steps` (new steps), `replay_steps`, `replay_mismatches`, `worker_restarts`,
-    `loads` (tasks started) and `step_seconds` (time inside environments, all workers together).
+    `loads` (tasks started), `step_seconds` (time inside environments, all workers together) and
+    `remembered_steps` (only in front of it: envs/remember.py).
     """
 
     def __init__(self, make_env: Callable[[], Environment], workers: int):
@@ -82,6 +83,7 @@ class EnvPool:
             "replay_mismatches": 0,
             "worker_restarts": 0,
             "loads": 0,
+            "remembered_steps": 0,
             "step_seconds": 0.0,
         }
         self._finished: queue.SimpleQueue[_Done] = queue.SimpleQueue()
@@ -184,6 +186,11 @@ class EnvPool:
     def workers(self) -> int:
         """How many environments live at most."""
         return len(self._workers)
+
+    def is_busy(self, key: Hashable) -> bool:
+        """Whether the path has a job that waits, is played or was not collected yet."""
+        path = self._paths.get(key)
+        return bool(path.running) if path else any(job.key == key for job in self._waiting)
 
     def pending(self) -> int:
         """Jobs that have a worker and whose result was not collected yet."""

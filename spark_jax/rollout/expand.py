@@ -2,7 +2,8 @@
 
 Host Python only. Three parties take turns in `grow_trees`:
   the engine   samples one response at the end of each path (rollout/engine.py),
-  the pool     plays actions in real environments, replays and verifies forks (envs/pool.py),
+  the pool     plays actions in real environments, replays and verifies forks (envs/pool.py); what
+               one path of a task has played is remembered for the others (envs/remember.py),
   the budget   decides forks by depth (rollout/budget.py).
 """
 
@@ -12,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from spark_jax.cache.pool import Pages, common_prefix
 from spark_jax.envs.pool import EnvPool
+from spark_jax.envs.remember import RememberingPool
 from spark_jax.envs.response import parse_response
 from spark_jax.rollout.budget import Indices
 from spark_jax.rollout.dialogue import NO_ACTION, Dialogue
@@ -60,7 +62,7 @@ class _Grower:
 
     def __init__(self, engine, environments, limits):
         self.engine: Engine = engine
-        self.environments: EnvPool = environments
+        self.environments = RememberingPool(environments)
         self.limits: Limits = limits
         self.owner: dict[Row, tuple[Growing, Path | None]] = {}
         self.playing: dict[tuple, tuple[Growing, Path | None]] = {}
@@ -82,6 +84,8 @@ class _Grower:
                 self._on_result(key, result)
             for row in finished:
                 self._on_row(row)
+            for key, result in self.environments.remembered():
+                self._on_result(key, result)
             for growing in open_trees:
                 self._decide(growing)
                 if growing.finished:

@@ -101,6 +101,7 @@ def rollout(
         "rollout/pages": stats.most_pages,
         "rollout/env_steps": spent["env_steps"],
         "rollout/replay_steps": spent["replay_steps"],
+        "rollout/remembered_steps": spent["remembered_steps"],
         "rollout/replay_mismatches": spent["replay_mismatches"],
         "time/worker_restarts": spent["worker_restarts"],
         "time/rollout_s": time.perf_counter() - start,
