@@ -1,6 +1,6 @@
 """The embedded games in the real engine: the walkthroughs and the searching expert win.
 
-With ALFWORLD_GAMES=<alfworld_games.jsonl.xz> the expert plays a sample of the official games too.
+With SPARK_ALFWORLD_GAMES=<alfworld_games.jsonl.xz> the expert plays a sample of the official games too.
 """
 
 import functools
@@ -109,9 +109,9 @@ def test_lists_of_actions_do_not_confuse_it():
 
 
 def test_the_expert_wins_official_games():
-    file = os.environ.get("ALFWORLD_GAMES", "")
+    file = os.environ.get("SPARK_ALFWORLD_GAMES", "")
     if not file:
-        pytest.skip("needs the official games: set ALFWORLD_GAMES to alfworld_games.jsonl.xz")
+        pytest.skip("needs the official games: set SPARK_ALFWORLD_GAMES to alfworld_games.jsonl.xz")
     with lzma.open(file, "rt") as lines:
         rows = [row for row in map(json.loads, lines) if "/valid_unseen/" in row["path"]][::12]
     chosen = [
