@@ -90,7 +90,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["spark_jax", "spark_jax.*"]),
-    package_data={"": ["*.json", "*.tsv", "*.css", "*.js"]},  # task tables, parts of the report
+    package_data={
+        "": ["*.json", "*.tsv", "*.css", "*.js", "*.cc"]
+    },  # task tables, parts of the report
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

@@ -25,8 +25,8 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from spark_jax.envs.keep import cache_folder  # noqa: E402
 from spark_jax.envs.trajectory import ExpertStep, Trajectory  # noqa: E402
+from spark_jax.keep import cache_folder  # noqa: E402
 from spark_jax.types import Start, Task  # noqa: E402
 
 DEPTHS = (5, 20, 50)

@@ -14,8 +14,8 @@ import os
 from collections.abc import Sequence
 
 from spark_jax.cache.pool import common_prefix
-from spark_jax.envs.keep import cache_folder
 from spark_jax.envs.window import WHOLE_PATH, Window
+from spark_jax.keep import cache_folder
 from spark_jax.models.chat import Codec
 from spark_jax.models.presets import load_model
 from spark_jax.run import warmup

@@ -36,6 +36,7 @@ OURS = {
     "tree": "ours",
     "unshared": "ours, sharing off",
     "episodes": "ours, separate episodes",
+    "xla": "ours, attention by plain XLA",
 }
 PEERS = {
     "transformers": "transformers generate, cache carried over",
@@ -141,7 +142,8 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
     from benchmarks.engines import ours
     from benchmarks.limits import least_seconds, measure
 
-    sampler = ours.make_engine(loaded, rows, longest, share_prefix=engine != "unshared")
+    backend = "xla" if engine == "xla" else ""
+    sampler = ours.make_engine(loaded, rows, longest, engine != "unshared", backend)
     measured = ours.play(sampler, episodes if engine == "episodes" else trees)
     out = measured._asdict() | {"peak_gb": peak_gb()}
     if engine == "tree":

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from native import NATIVE
 
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
@@ -99,9 +100,8 @@ def test_forked_paths_share_pages_and_match_dense(params):
     assert engine.pool.used_pages == 0
 
 
-@pytest.mark.parametrize(
-    "share,slots,backend", [(True, 4, "xla"), (False, 4, "xla"), (True, 16, "pallas_interpret")]
-)
+@pytest.mark.parametrize("backend", ["xla", "pallas_interpret", NATIVE])
+@pytest.mark.parametrize("share,slots", [(True, 16), (False, 4)])
 def test_rows_that_read_a_long_prefix_together_match_dense(params, share, slots, backend):
     """300 tokens of prompt for eight rows, half of which share 40 more."""
     engine = make_engine(

@@ -1,6 +1,7 @@
 """The embedded games in the real engine: the walkthroughs and the searching expert win.
 
-With SPARK_ALFWORLD_GAMES=<alfworld_games.jsonl.xz> the expert plays a sample of the official games too.
+With SPARK_ALFWORLD_GAMES=<alfworld_games.jsonl.xz> the expert plays a sample of the official games
+too.
 """
 
 import functools

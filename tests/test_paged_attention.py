@@ -5,12 +5,13 @@ import functools
 import jax
 import numpy as np
 import pytest
+from native import NATIVE
 
 from spark_jax.ops.paged_attention import gathered_attention, paged_attention
 
 
 @pytest.mark.parametrize("heads,kv_heads", [(4, 2), (6, 1), (7, 1), (3, 3), (32, 1)])
-@pytest.mark.parametrize("backend", ["xla", "pallas_interpret"])
+@pytest.mark.parametrize("backend", ["xla", "pallas_interpret", NATIVE])
 @pytest.mark.parametrize("slots,T", [(16, 5), (16, 24), (128, 3), (256, 1)])
 def test_paged_attention_is_that_of_the_reference(backend, heads, kv_heads, slots, T):
     rng = np.random.default_rng(T)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from native import NATIVE
 
 from spark_jax.cache.tiles import SHARED_ROWS, Held, make_tiles, most_tiles, pages_of_tile
 from spark_jax.ops.paged_attention import gathered_attention, paged_attention
@@ -184,7 +185,8 @@ def test_more_rows_than_a_tile_takes_are_spread_over_several():
 
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("heads,kv_heads", [(4, 2), (6, 1), (3, 3)])
-@pytest.mark.parametrize("slots,backend", [(4, "xla"), (16, "xla"), (16, "pallas_interpret")])
+@pytest.mark.parametrize("backend", ["xla", "pallas_interpret", NATIVE])
+@pytest.mark.parametrize("slots", [4, 16])
 def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, slots, backend):
     for seed in range(2):
         rng = np.random.default_rng(seed)
@@ -247,7 +249,7 @@ def test_a_full_list_of_tiles_counts_none_twice():
     np.testing.assert_allclose(lse, wanted_lse[:, 0], rtol=2e-5)
 
 
-@pytest.mark.parametrize("backend", ["xla", "pallas_interpret"])
+@pytest.mark.parametrize("backend", ["xla", "pallas_interpret", NATIVE])
 def test_tokens_that_are_not_in_pages_yet_count_like_the_others(backend):
     """Some rows have nothing in pages at all."""
     rng = np.random.default_rng(0)

@@ -12,13 +12,16 @@ from benchmarks.measured import Measured
 from benchmarks.workload import Shape
 from spark_jax.cache.pool import Pages
 from spark_jax.models.presets import Model
+from spark_jax.ops.backend import choose
 from spark_jax.rollout.engine import Engine, EngineShape, Row
 from spark_jax.rollout.identity import row_key
 
 NEVER = -1  # an end-of-turn token that no vocabulary has
 
 
-def make_engine(model: Model, rows: int, path_tokens: int, share_prefix: bool) -> Engine:
+def make_engine(
+    model: Model, rows: int, path_tokens: int, share_prefix: bool, backend: str = ""
+) -> Engine:
     """An engine whose rows end only where their allowance does."""
     slots, chunk = 16, 16
     pages_of_a_path = -(-(path_tokens + chunk) // slots)
@@ -30,6 +33,7 @@ def make_engine(model: Model, rows: int, path_tokens: int, share_prefix: bool) -
         chunk=chunk,
         prefill_tokens=max(256, 32 * rows),  # as run/policy.py
         share_prefix=share_prefix,
+        backend=backend or choose("auto", spread=False)[0],
     )
     never = np.zeros((2, model.config.vocab_size), np.int32)  # state 0 stays, 1 accepts
     engine = Engine(model.config, shape, never, NEVER, model.config.dtype)

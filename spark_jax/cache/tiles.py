@@ -24,10 +24,16 @@ SHARED_ROWS = 8  # most rows of a shared tile; more rows take several tiles over
 # A shared tile costs about as much as three own ones (XLA on a CPU; it computes SHARED_ROWS places
 # whatever is in them), so a run of pages is shared where each of its tiles saves so many.
 WORTH_TILES = 3
+WORTH_NATIVE = 1  # ops/cpu_kernels.py: what counts is how often tokens are read
 
 
 def make_tiles(
-    pages: Sequence[Sequence[int]], rows: int, table_pages: int, slots: int, share: bool = True
+    pages: Sequence[Sequence[int]],
+    rows: int,
+    table_pages: int,
+    slots: int,
+    share: bool = True,
+    worth: int = WORTH_TILES,
 ) -> TileLists:
     """Cuts the pages of a batch into tiles.
 
@@ -37,6 +43,7 @@ def make_tiles(
       table_pages: most pages of a row. Shapes depend on `rows`, `table_pages` and `slots` only.
       slots: tokens of a page.
       share: False: every row reads all its pages itself.
+      worth: own tiles that a shared one has to save.
     """
     tile_pages = pages_of_tile(slots)
     most_shared, most_own = most_tiles(rows, table_pages, slots)
@@ -55,7 +62,7 @@ def make_tiles(
             depth += 1
         cuts = -(-(depth - begin) // tile_pages) * -(-len(members) // SHARED_ROWS)
         saved = (len(members) - 1) * (depth - begin) / tile_pages
-        if cuts and saved >= WORTH_TILES * cuts and shared.add(first, begin, depth, members):
+        if cuts and saved >= worth * cuts and shared.add(first, begin, depth, members):
             begin = depth
         here: list[int] = []
         for member in members:

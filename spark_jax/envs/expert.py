@@ -20,12 +20,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from spark_jax.envs.annotate import annotate
-from spark_jax.envs.keep import keep
 from spark_jax.envs.response import render_response
 from spark_jax.envs.rooms import Room, abbreviate, read_room
 from spark_jax.envs.scenes import is_animal
 from spark_jax.envs.scienceworld import GOLD_HEAP_MB, ScienceWorldEnvironment, Style
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
+from spark_jax.keep import keep
 from spark_jax.types import Task, UserError
 
 _log = logging.getLogger(__name__)

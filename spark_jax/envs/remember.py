@@ -9,7 +9,6 @@ by a start and a checked replay. A path that never leaves them costs nothing.
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Hashable
 from typing import Literal, NamedTuple
 

@@ -11,16 +11,11 @@ Tested in Pallas's interpreter; not yet run on a GPU.
 from __future__ import annotations
 
 import functools
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-
-# xla: plain XLA, everywhere. pallas: these kernels. pallas_interpret: these kernels step by step on
-# any machine, for tests.
-Backend = Literal["xla", "pallas", "pallas_interpret"]
 
 LOW = -1e30  # below any score, and finite: exp(LOW - LOW) is a number
 LEAST_QUERIES = 16  # of a matrix product on the tensor cores

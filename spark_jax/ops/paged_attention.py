@@ -6,7 +6,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from spark_jax.ops.gpu_kernels import Backend, paged_attention_pallas
+from spark_jax.ops.backend import Backend
+from spark_jax.ops.cpu_kernels import paged_attention_native
+from spark_jax.ops.gpu_kernels import paged_attention_pallas
 
 BLOCK_TOKENS = 128  # cache positions looked at in one go
 
@@ -54,6 +56,8 @@ def paged_attention(
     The number of blocks is read from the positions on the device, so one program serves every
     length and costs what the longest row of the batch needs, not what the table could hold.
     """
+    if backend == "native":
+        return paged_attention_native(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
     if backend != "xla":
         return paged_attention_pallas(
             q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT, interpret=backend == "pallas_interpret"

@@ -3,7 +3,7 @@ multiplied with all their queries; parts are merged by log-sum-exp. cache/tiles.
 
 Plain XLA does not read the pages themselves in every step: gathering and transposing them takes
 longer than the products. `copy_tiles` lays out what is new before a chunk of decoding steps, and
-what the chunk itself adds is looked at apart (`recent`). The kernels for GPUs read pages.
+what the chunk itself adds is looked at apart (`recent`). The kernels read pages.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spark_jax.ops.gpu_kernels import LOW, Backend, tile_parts_pallas
+from spark_jax.ops.backend import Backend
+from spark_jax.ops.cpu_kernels import tile_attention_native
+from spark_jax.ops.gpu_kernels import LOW, tile_parts_pallas
 
 OWN_STEP = 8  # tiles of one row looked at in one go
 SHARED_STEP = 2  # tiles of several rows looked at in one go
@@ -113,11 +115,13 @@ def tile_attention(
       length_B: tokens of each row in its pages.
       recent: (k_BKXC, v_BKXC, number of tokens): tokens that follow and are not in pages yet, the
         query's own among them.
-      backend: with `xla` a loop over the tiles in use, else all tiles side by side.
+      backend: with `xla` a loop over the tiles in use, with kernels all tiles side by side.
 
     Returns:
       out_BHC in the dtype of q, lse_BH float32. Rows that see nothing: 0 and a very low number.
     """
+    if backend == "native":
+        return tile_attention_native(q_BHC, *source, tiles, length_B, recent)
     B, H, C = q_BHC.shape
     K = source.own.v_UKXC.shape[1] if backend == "xla" else source[0].shape[2]
     G = H // K

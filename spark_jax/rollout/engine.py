@@ -24,10 +24,17 @@ import numpy as np
 from spark_jax.cache.kv import copy_pages, init_copies, init_kv
 from spark_jax.cache.memory import give_back
 from spark_jax.cache.pool import PagePool, Pages
-from spark_jax.cache.tiles import Held, make_tiles, most_tiles, pages_of_tile
+from spark_jax.cache.tiles import (
+    WORTH_NATIVE,
+    WORTH_TILES,
+    Held,
+    make_tiles,
+    most_tiles,
+    pages_of_tile,
+)
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import for_few_rows
-from spark_jax.ops.gpu_kernels import Backend
+from spark_jax.ops.backend import Backend
 from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
 from spark_jax.rollout.programs import DecodeRows, Weights, decode_chunk, prefill
 from spark_jax.types import UserError
@@ -46,7 +53,7 @@ class EngineShape:
     chunk: int = 16  # decoding steps between two looks of the host
     prefill_tokens: int = 256  # most tokens of a prefill, all rows together
     share_prefix: bool = True  # decoding reads pages that rows share once (cache/tiles.py)
-    backend: Backend = "xla"  # of attention (ops/gpu_kernels.py)
+    backend: Backend = "xla"  # of attention (ops/backend.py)
 
     @property
     def row_ladder(self) -> tuple[int, ...]:
@@ -359,7 +366,8 @@ class Engine:
     def _tiles(self, rows: Sequence[Row], B: int) -> TileLists:
         shape = self.shape
         pages = [row.pages.ids for row in rows]
-        return make_tiles(pages, B, shape.table_pages, shape.slots, shape.share_prefix)
+        worth = WORTH_NATIVE if shape.backend == "native" else WORTH_TILES
+        return make_tiles(pages, B, shape.table_pages, shape.slots, shape.share_prefix, worth)
 
     def _decode(self, rows: Sequence[Row], B: int, tiles: TileLists):
         token_B, position_B, left_B, stop_B = np.zeros((4, B), np.int32)
@@ -368,7 +376,9 @@ class Engine:
             token_B[b], position_B[b] = row.tokens[-1], row.pages.length
             left_B[b], stop_B[b] = row.budget - len(row.response), row.stop
             key_B2[b] = row.key
-        tiles, stale = self._settle(tiles)
+        stale = None
+        if self.shape.backend == "xla":
+            tiles, stale = self._settle(tiles)
         self.kv, self._copies, out = decode_chunk(
             self._weights(),
             self.kv,
@@ -391,8 +401,7 @@ class Engine:
         if self._copies is None:
             places = most_tiles(shape.rows, shape.table_pages, shape.slots)
             self._held = tuple(map(Held, places))
-            if shape.backend == "xla":
-                self._copies = init_copies(self.kv, *places, pages_of_tile(shape.slots))
+            self._copies = init_copies(self.kv, *places, pages_of_tile(shape.slots))
         settled = [
             held.settle(part, self.pool.stamps, shape.slots)
             for held, part in zip(self._held, tiles, strict=True)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from spark_jax.cache.kv import Kv
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import FEW_ROWS, Params, forward, unembed
-from spark_jax.ops.gpu_kernels import Backend
+from spark_jax.ops.backend import Backend
 from spark_jax.ops.paged_attention import paged_attention, write_pages
 from spark_jax.ops.sampling import sample_tokens
 from spark_jax.ops.tile_attention import (
@@ -46,7 +46,8 @@ class DecodeRows(NamedTuple):
     key_B2: jax.Array  # uint32, identity of the row
     table_BW: jax.Array  # pages of the row
     tiles: TileLists  # the same pages once more, cut so that what rows share is read once
-    stale: tuple[Stale, Stale]  # tiles that were not there, or not the same, in the last chunk
+    # Tiles that were not there, or not the same, in the last chunk; with `xla` only.
+    stale: tuple[Stale, Stale] | None
 
 
 class Decoded(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from spark_jax.envs.keep import cache_folder
+from spark_jax.keep import cache_folder
 
 _EVENT = "/jax/core/compile/backend_compile_duration"
 _count = 0

@@ -108,7 +108,7 @@ def base_config() -> ConfigDict:
     config.rollout.chunk = 8  # tokens decoded on the device between two looks of the host
     config.rollout.response_tokens = 48  # sampled in one step at most
     config.rollout.path_tokens = 1536  # of a whole path with its prompt at most (token_limit)
-    config.rollout.backend = "xla"  # of the sampler's attention: xla, or pallas (kernels for GPUs)
+    config.rollout.backend = "auto"  # attention: native (C++, one CPU) if it builds, xla, pallas
     config.rollout.deterministic = True  # schedule does not depend on environment time
 
     config.eval = ConfigDict()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from spark_jax.envs.keep import cache_folder
 from spark_jax.envs.pool import default_workers
+from spark_jax.keep import cache_folder
 from spark_jax.run import borrow, warmup
 from spark_jax.run.progress import Progress
 from spark_jax.run.worlds import World

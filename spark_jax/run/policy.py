@@ -21,6 +21,7 @@ from spark_jax.models.chat import Codec
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
+from spark_jax.ops.backend import choose
 from spark_jax.rollout.engine import Engine, EngineShape
 from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.signals import USES_SURPRISE, ForkCounts, make_signal, never
@@ -75,6 +76,9 @@ def _mesh(config: ConfigDict) -> Mesh | None:
 def make_engine(config: ConfigDict, policy: Policy) -> Engine:
     """The sampler of `config.rollout`."""
     rollout = config.rollout
+    backend, why = choose(rollout.backend, spread=policy.mesh is not None)
+    if why:
+        print(why)
     pages_of_a_path = -(-(rollout.path_tokens + rollout.chunk) // rollout.page_slots)
     shape = EngineShape(
         rows=rollout.rows,
@@ -84,7 +88,7 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
         path_tokens=rollout.path_tokens,
         chunk=rollout.chunk,
         prefill_tokens=max(256, 32 * rollout.rows),  # an observation for every row
-        backend=rollout.backend,
+        backend=backend,
     )
     patterns = ["</action>"]
     if config.tree.fork_at == "same_step":

@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from spark_jax.envs.keep import cache_folder
 from spark_jax.envs.pool import default_workers
 from spark_jax.envs.response import parse_response
 from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
+from spark_jax.keep import cache_folder
 from spark_jax.run.completion import Complete, Message, Prices, TooLong, cost
 from spark_jax.run.progress import Progress
 from spark_jax.run.prompted import in_threads

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from spark_jax.envs.alfworld.games import HELD_OUT, TASK_TYPES, Game, game_of_file
-from spark_jax.envs.keep import cache_folder, keep
+from spark_jax.keep import cache_folder, keep
 from spark_jax.types import Task, UserError
 
 # L2 is the part of valid_unseen whose types are held out.

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from spark_jax.envs.keep import cache_folder, keep
+from spark_jax.keep import cache_folder, keep
 
 _MOST = 512  # in memory, of about 70 KB
 

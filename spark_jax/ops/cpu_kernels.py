@@ -1,0 +1,128 @@
+"""Attention over pages as C++ for CPUs (cpu_kernels.cc), which XLA calls through its FFI.
+
+Built once by this machine's compiler, for its own processor, and kept in the user's cache. Where
+there is no compiler the sampler uses plain XLA.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import importlib.resources
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from spark_jax.keep import cache_folder, keep
+
+_TARGETS = {"spark_decode": "SparkDecode", "spark_prefill": "SparkPrefill"}
+# What -ffast-math allows, without the switch it flips for the whole process (denormal numbers).
+_FLAGS = (
+    "-O3 -std=c++17 -fPIC -shared -fassociative-math -fno-signed-zeros -fno-trapping-math "
+    "-fno-math-errno"
+).split()
+_BUILD_TIMEOUT_S = 300
+
+
+@functools.cache
+def load() -> str:
+    """Builds (once a machine), loads and registers the kernels. Returns "" or why they are not
+    there, in a few words."""
+    try:
+        library = ctypes.CDLL(str(_built()))
+    except OSError as error:
+        return str(error).splitlines()[0]
+    for target, symbol in _TARGETS.items():
+        capsule = jax.ffi.pycapsule(getattr(library, symbol))
+        jax.ffi.register_ffi_target(target, capsule, platform="cpu")
+    return ""
+
+
+def _built() -> Path:
+    """The shared library. Raises OSError when it cannot be built."""
+    source = (importlib.resources.files(__package__) / "cpu_kernels.cc").read_bytes()
+    flags = [*_FLAGS, *_processor_flags()]
+    what = (source, " ".join(flags), jax.__version__, platform.machine(), _processor())
+    name = hashlib.sha256(b"\0".join(x if isinstance(x, bytes) else x.encode() for x in what))
+    path = cache_folder("kernels") / f"{name.hexdigest()[:16]}.so"
+    if path.is_file():
+        return path
+    names = (os.environ.get("CXX", "c++"), "g++", "clang++")
+    compiler = next(filter(None, map(shutil.which, names)), None)
+    if compiler is None:
+        raise OSError("there is no C++ compiler")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "kernels.cc").write_bytes(source)
+        command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", "-o", "kernels.so", "kernels.cc"]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S
+            )
+        except subprocess.TimeoutExpired:
+            raise OSError(f"{compiler} took more than {_BUILD_TIMEOUT_S} s") from None
+        if done.returncode:
+            raise OSError(f"{compiler} failed: {(done.stderr.splitlines() or ['?'])[0]}")
+        keep(path, (Path(folder) / "kernels.so").read_bytes())
+    return path
+
+
+def _processor_flags() -> tuple[str, ...]:
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return ("-march=native", "-mprefer-vector-width=512")
+    return ("-mcpu=native",)
+
+
+def _processor() -> str:
+    """What this processor can do: a home folder may be shared by several machines."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return platform.processor()
+
+
+def tile_attention_native(
+    q_BHC: jax.Array,
+    k_PSKC: jax.Array,
+    v_PSKC: jax.Array,
+    tiles: Sequence[Sequence[jax.Array]],
+    length_B: jax.Array,
+    recent: tuple[jax.Array, jax.Array, jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """`tile_attention` over pages; `load` has to have returned ""."""
+    k_BKXC, v_BKXC, number = recent
+    length_B, (shared, own), number = jax.tree.map(
+        lambda x: jnp.asarray(x, jnp.int32), (length_B, tiles, number)
+    )
+    return _call(
+        "spark_decode", q_BHC,
+        k_PSKC, v_PSKC, length_B, *shared, *own, k_BKXC, v_BKXC, number,
+    )  # fmt: skip
+
+
+def paged_attention_native(
+    q_BTHC: jax.Array,
+    k_PSKC: jax.Array,
+    v_PSKC: jax.Array,
+    table_BW: jax.Array,
+    position_BT: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`paged_attention`; `load` has to have returned ""."""
+    table_BW, position_BT = (jnp.asarray(x, jnp.int32) for x in (table_BW, position_BT))
+    return _call("spark_prefill", q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
+
+
+def _call(target: str, q: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Output in the shape and dtype of the queries [..., H, C], log-sum-exp [..., H] float32."""
+    out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
+    lse = jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)
+    out, lse = jax.ffi.ffi_call(target, (out, lse))(q.astype(jnp.float32), *arguments)
+    return out.astype(q.dtype), lse
