@@ -100,8 +100,8 @@ def test_forked_paths_share_pages_and_match_dense(params):
     assert engine.pool.used_pages == 0
 
 
-@pytest.mark.parametrize("backend", ["xla", "pallas_interpret", NATIVE])
 @pytest.mark.parametrize("share,slots", [(True, 16), (False, 4)])
+@pytest.mark.parametrize("backend", ["xla", NATIVE])
 def test_rows_that_read_a_long_prefix_together_match_dense(params, share, slots, backend):
     """300 tokens of prompt for eight rows, half of which share 40 more."""
     engine = make_engine(
@@ -123,6 +123,10 @@ def test_rows_that_read_a_long_prefix_together_match_dense(params, share, slots,
     for row, start in zip(rows, starts, strict=True):
         expected = dense_logprobs(params, row.tokens, start)
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
+
+
+def test_the_kernels_for_gpus_read_a_long_prefix_together(params):
+    test_rows_that_read_a_long_prefix_together_match_dense(params, True, 16, "pallas_interpret")
 
 
 def test_a_prefill_packs_groups_of_all_rows_and_pads_little(params):

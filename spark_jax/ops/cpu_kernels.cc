@@ -24,7 +24,6 @@ namespace {
 
 constexpr float kLow = -1e30f;  // below any score, and finite
 constexpr int kQueries = 4;     // that share one reading of a value
-constexpr int kLanes = 16;
 constexpr int kMany = 8;        // queries from which on they are the lanes
 constexpr int kBlock = 128;     // tokens that a prefill looks at in one go
 constexpr int64_t kWorthThreads = 1 << 15;  // multiplications: less is done before a thread wakes up
@@ -41,20 +40,67 @@ inline float wide(BFloat16 x) {
   return y;
 }
 
-// e^x for x <= 0, to about 2e-7 of its value; the compiler turns loops of it into vector code.
+// Sixteen numbers that the compiler keeps in registers, whatever their width here.
+constexpr int kLanes = 16;
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+
+inline Lanes load(const float* x) {
+  Lanes y;
+  std::memcpy(&y, x, sizeof y);
+  return y;
+}
+
+inline Lanes load(const BFloat16* x) {
+  typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
+  typedef uint32_t Whole __attribute__((vector_size(4 * kLanes)));
+  Half half;
+  std::memcpy(&half, x, sizeof half);
+  const Whole whole = __builtin_convertvector(half, Whole) << 16;
+  Lanes y;
+  std::memcpy(&y, &whole, sizeof y);
+  return y;
+}
+
+inline void add_to(float* x, Lanes y) {
+  y += load(x);
+  std::memcpy(x, &y, sizeof y);
+}
+
+typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
+
+// e^x for x <= 0, to about 2e-7 of its value, of a number or of Lanes. 2^t is the whole part of t
+// as an exponent times a polynomial of the rest, which is in (0, 1].
 inline float exp_negative(float x) {
-  float t = std::max(x, -87.0f) * 1.44269504f;
-  float whole = std::floor(t), f = t - whole;
+  const float t = std::max(x, -87.0f) * 1.44269504f;
+  const int32_t whole = int32_t(t) - 1;
+  const float f = t - float(whole);
   float p = 1.8775767e-3f;
   p = p * f + 8.9893397e-3f;
   p = p * f + 5.5826318e-2f;
   p = p * f + 2.4015361e-1f;
   p = p * f + 6.9315308e-1f;
   p = p * f + 9.9999994e-1f;
-  int32_t bits = (int32_t(whole) + 127) << 23;
+  const int32_t bits = (whole + 127) << 23;
   float scale;
   std::memcpy(&scale, &bits, sizeof scale);
   return x < -87.0f ? 0.0f : p * scale;
+}
+
+inline Lanes exp_negative(Lanes x) {
+  const Lanes zero = {};
+  const Lanes t = (x > -87.0f ? x : zero - 87.0f) * 1.44269504f;
+  const Whole whole = __builtin_convertvector(t, Whole) - 1;
+  const Lanes f = t - __builtin_convertvector(whole, Lanes);
+  Lanes p = zero + 1.8775767e-3f;
+  p = p * f + 8.9893397e-3f;
+  p = p * f + 5.5826318e-2f;
+  p = p * f + 2.4015361e-1f;
+  p = p * f + 6.9315308e-1f;
+  p = p * f + 9.9999994e-1f;
+  const Whole bits = (whole + 127) << 23;
+  Lanes scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  return x > -87.0f ? p * scale : zero;
 }
 
 // Some tokens of one key head: runs of `slots` tokens, `stride` values apart.
@@ -92,27 +138,31 @@ template <typename T, int C, int N>
 void add_values(const float* weights, int by_token, int by_query, const Tokens<T>& tokens, int most,
                 float* out_NC, int dim) {
   const int channels = C ? C : dim;
-  constexpr int kWidth = C && C <= 64 ? C : 16;  // what stays in registers, for N queries
-  for (int at = 0; at < channels; at += kWidth) {
-    const int width = std::min(kWidth, channels - at);
-    float sum[N][kWidth] = {};
+  constexpr int kWide = C && C % (4 * kLanes) == 0 ? 4 : 1;  // registers for each query
+  int at = 0;
+  for (; at + kWide * kLanes <= channels; at += kWide * kLanes) {
+    Lanes sum[N][kWide] = {};
     for (int first = 0, run = 0; first < most; first += tokens.slots, ++run) {
       const int end = std::min(tokens.slots, most - first);
       for (int s = 0; s < end; ++s) {
         const T* value = tokens.v_runs[run] + int64_t(s) * tokens.stride + at;
         const float* weight = weights + (first + s) * by_token;
-        if (width == kWidth) {
-          for (int n = 0; n < N; ++n)
-            for (int c = 0; c < kWidth; ++c) sum[n][c] += weight[n * by_query] * wide(value[c]);
-        } else {
-          for (int n = 0; n < N; ++n)
-            for (int c = 0; c < width; ++c) sum[n][c] += weight[n * by_query] * wide(value[c]);
-        }
+        Lanes part[kWide];
+        for (int w = 0; w < kWide; ++w) part[w] = load(value + w * kLanes);
+        for (int n = 0; n < N; ++n)
+          for (int w = 0; w < kWide; ++w) sum[n][w] += weight[n * by_query] * part[w];
       }
     }
     for (int n = 0; n < N; ++n)
-      for (int c = 0; c < width; ++c) out_NC[n * channels + at + c] += sum[n][c];
+      for (int w = 0; w < kWide; ++w) add_to(out_NC + n * channels + at + w * kLanes, sum[n][w]);
   }
+  for (; at < channels; ++at)  // what is left of an odd size
+    for (int first = 0, run = 0; first < most; first += tokens.slots, ++run)
+      for (int s = 0; s < std::min(tokens.slots, most - first); ++s) {
+        const float value = wide(tokens.v_runs[run][int64_t(s) * tokens.stride + at]);
+        for (int n = 0; n < N; ++n)
+          out_NC[n * channels + at] += weights[(first + s) * by_token + n * by_query] * value;
+      }
 }
 
 // ---- few queries: the channels of a key are the lanes
@@ -162,21 +212,23 @@ template <typename T, int C, int N>
 void score_many(const float* q_CM, int by_channel, const Tokens<T>& tokens, int most, float* scores,
                 int by_token, int dim) {
   const int channels = C ? C : dim;
-  constexpr int kKeys = 4, kWide = N * kLanes;
+  constexpr int kKeys = 4;
   for (int begin = 0, run = 0; begin < most; begin += tokens.slots, ++run) {
     const int end = std::min(tokens.slots, most - begin);
     for (int s = 0; s < end; s += kKeys) {
       const T* key[kKeys];
       for (int i = 0; i < kKeys; ++i)  // the last ones may be done twice
         key[i] = tokens.k_runs[run] + int64_t(std::min(s + i, end - 1)) * tokens.stride;
-      float dot[kKeys][kWide] = {};
-      for (int c = 0; c < channels; ++c)
-        for (int i = 0; i < kKeys; ++i) {
-          const float one = wide(key[i][c]);
-          for (int m = 0; m < kWide; ++m) dot[i][m] += one * q_CM[c * by_channel + m];
-        }
+      Lanes dot[kKeys][N] = {};
+      for (int c = 0; c < channels; ++c) {
+        Lanes q[N];
+        for (int n = 0; n < N; ++n) q[n] = load(q_CM + c * by_channel + n * kLanes);
+        for (int i = 0; i < kKeys; ++i)
+          for (int n = 0; n < N; ++n) dot[i][n] += wide(key[i][c]) * q[n];
+      }
       for (int i = 0; i < std::min(kKeys, end - s); ++i)
-        for (int m = 0; m < kWide; ++m) scores[(begin + s + i) * by_token + m] = dot[i][m];
+        for (int n = 0; n < N; ++n)
+          std::memcpy(scores + (begin + s + i) * by_token + n * kLanes, &dot[i][n], sizeof(Lanes));
     }
   }
 }
@@ -200,24 +252,22 @@ void look_at_many(const Queries& queries, const Tokens<T>& tokens, float* scores
     m += std::min(left, 3) * kLanes;
   }
   for (int m0 = 0; m0 < lanes; m0 += kLanes) {
-    float high[kLanes], sum[kLanes] = {};
-    int seen[kLanes];
+    Lanes high, sum = {}, zero = {};
+    Whole seen;
     for (int m = 0; m < kLanes; ++m) {
       seen[m] = m0 + m < M ? queries.seen_M[m0 + m] : 0;
       high[m] = m0 + m < M ? queries.max_M[m0 + m] : 0.0f;
     }
-    for (int x = 0; x < most; ++x)
-      for (int m = 0; m < kLanes; ++m) {
-        const float one = x < seen[m] ? scores[x * lanes + m0 + m] : kLow;
-        high[m] = std::max(high[m], one);
-      }
-    for (int x = 0; x < most; ++x)
-      for (int m = 0; m < kLanes; ++m) {
-        float& one = scores[x * lanes + m0 + m];
-        const float weight = exp_negative(one - high[m]);
-        one = x < seen[m] ? weight : 0.0f;
-        sum[m] += one;
-      }
+    for (int x = 0; x < most; ++x) {
+      const Lanes score = load(scores + x * lanes + m0);
+      high = (seen > x) & (score > high) ? score : high;
+    }
+    for (int x = 0; x < most; ++x) {
+      float* at = scores + x * lanes + m0;
+      const Lanes weight = seen > x ? exp_negative(load(at) - high) : zero;
+      sum += weight;
+      std::memcpy(at, &weight, sizeof weight);
+    }
     for (int m = 0; m < kLanes && m0 + m < M; ++m) {
       const float shrink = exp_negative(queries.max_M[m0 + m] - high[m]);
       queries.max_M[m0 + m] = high[m];

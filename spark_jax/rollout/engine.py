@@ -59,7 +59,9 @@ class EngineShape:
     def row_ladder(self) -> tuple[int, ...]:
         """Sizes of a decode batch. Few rows cost nearly what a few more do (weights are read
         either way: 4 of SmolLM2 on a CPU 0.8 times what 8 do), many do not (16: 0.6 times 32)."""
-        return _ladder(self.rows, 2, 3) if self.rows > 8 else _ladder(self.rows, 4, 2)
+        if self.rows <= 8:
+            return _ladder(self.rows, 4, 2)
+        return tuple(sorted({*_ladder(self.rows, 2, 3), -(-3 * self.rows // 4)}))
 
     @property
     def table_pages(self) -> int:
@@ -70,7 +72,8 @@ class EngineShape:
     def group_ladder(self) -> tuple[int, ...]:
         """Sizes of a prefill, in groups of `GROUP` tokens: what the rows of a round lack is cut
         into such groups, so that a long prompt beside short observations costs no padding."""
-        return _ladder(-(-self.prefill_tokens // GROUP), 2, 4)
+        top = -(-self.prefill_tokens // GROUP)
+        return tuple(sorted({*_ladder(min(top, 16), 2, 4), top}))
 
 
 def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
