@@ -18,6 +18,7 @@ from spark_jax.ops.paged_attention import gathered_attention, paged_attention
 from spark_jax.types import UserError
 
 needs_native = NATIVE.marks[0]
+reference = jax.jit(gathered_attention)
 
 
 def case(seed, heads, kv_heads, channels, dtype, rows=20, most=40, slots=16):
@@ -48,7 +49,7 @@ def test_sizes_and_types(dtype, channels, heads, kv_heads):
     wide = [x.astype(jnp.float32) for x in (k, v)]  # so the reference does not round weights
     attend = jax.jit(functools.partial(attend_pages, backend="native"))
     out, lse = attend(q, k, v, tiles, length_B)
-    wanted, wanted_lse = gathered_attention(q[:, None], *wide, table_BW, length_B[:, None] - 1)
+    wanted, wanted_lse = reference(q[:, None], *wide, table_BW, length_B[:, None] - 1)
     np.testing.assert_allclose(out[used], wanted[used, 0], rtol=3e-5, atol=6e-6)
     np.testing.assert_allclose(lse[used], wanted_lse[used, 0], rtol=3e-5)
     assert (out[~used] == 0).all() and np.isfinite(lse).all()
@@ -56,7 +57,7 @@ def test_sizes_and_types(dtype, channels, heads, kv_heads):
     position_BT = np.maximum(length_B[:, None] - 1 - np.arange(5), 0).astype(np.int32)
     q = 3 * np.random.default_rng(1).normal(size=(32, 5, heads, channels)).astype(np.float32)
     out, lse = paged_attention(q, k, v, table_BW, position_BT, "native")
-    wanted, wanted_lse = gathered_attention(q, *wide, table_BW, position_BT)
+    wanted, wanted_lse = reference(q, *wide, table_BW, position_BT)
     np.testing.assert_allclose(out[used], wanted[used], rtol=3e-5, atol=6e-6)
     np.testing.assert_allclose(lse[used], wanted_lse[used], rtol=3e-5)
 
@@ -68,7 +69,7 @@ def test_scores_far_apart_lose_nothing():
     for scale in (1e-3, 30.0, 1e4):
         attend = jax.jit(functools.partial(attend_pages, backend="native"))
         out, lse = attend(scale * q, k, v, tiles, length_B)
-        wanted, wanted_lse = gathered_attention(
+        wanted, wanted_lse = reference(
             scale * q[:20, None], k, v, table_BW[:20], length_B[:20, None] - 1
         )
         np.testing.assert_allclose(out[:20], wanted[:, 0], rtol=1e-3, atol=1e-3)

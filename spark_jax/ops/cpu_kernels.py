@@ -60,6 +60,7 @@ def _built() -> Path:
     if compiler is None:
         raise OSError("there is no C++ compiler")
     with tempfile.TemporaryDirectory() as folder:
+        print("building the sampler's kernels for this processor (once, some 20 s)", flush=True)
         (Path(folder) / "kernels.cc").write_bytes(source)
         command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", "-o", "kernels.so", "kernels.cc"]
         try:
