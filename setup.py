@@ -90,9 +90,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["spark_jax", "spark_jax.*"]),
-    package_data={
-        "": ["*.json", "*.tsv", "*.css", "*.js", "*.cc"]
-    },  # task tables, parts of the report
+    # Task tables, parts of the report, the kernels for CPUs.
+    package_data={"": ["*.json", "*.tsv", "*.css", "*.js", "*.cc"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

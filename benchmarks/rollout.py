@@ -142,7 +142,7 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
     from benchmarks.engines import ours
     from benchmarks.limits import least_seconds, measure
 
-    backend = "xla" if engine == "xla" else ""
+    backend = "xla" if engine == "xla" else "auto"
     sampler = ours.make_engine(loaded, rows, longest, engine != "unshared", backend)
     measured = ours.play(sampler, episodes if engine == "episodes" else trees)
     out = measured._asdict() | {"peak_gb": peak_gb()}

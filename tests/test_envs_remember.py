@@ -170,6 +170,7 @@ def test_an_error_keeps_what_was_remembered():
         with pytest.raises(UserError, match="no such"):
             pool.collect()
         assert [key for key, _ in pool.collect()] == [2]
+        assert plain.stats["remembered_steps"] == 1
 
 
 def test_misuse_is_refused():

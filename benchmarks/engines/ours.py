@@ -20,7 +20,7 @@ NEVER = -1  # an end-of-turn token that no vocabulary has
 
 
 def make_engine(
-    model: Model, rows: int, path_tokens: int, share_prefix: bool, backend: str = ""
+    model: Model, rows: int, path_tokens: int, share_prefix: bool, backend: str = "auto"
 ) -> Engine:
     """An engine whose rows end only where their allowance does."""
     slots, chunk = 16, 16
@@ -33,7 +33,7 @@ def make_engine(
         chunk=chunk,
         prefill_tokens=max(256, 32 * rows),  # as run/policy.py
         share_prefix=share_prefix,
-        backend=backend or choose("auto", spread=False)[0],
+        backend=choose(backend, spread=False)[0],
     )
     never = np.zeros((2, model.config.vocab_size), np.int32)  # state 0 stays, 1 accepts
     engine = Engine(model.config, shape, never, NEVER, model.config.dtype)

@@ -70,13 +70,12 @@ class RememberingPool:
         self, wait: Literal["all", "any", "none"] = "all"
     ) -> list[tuple[Hashable, Start | StepResult]]:
         """As `EnvPool.collect`; remembered answers are there at once."""
-        found = dict(self._take_remembered())
         try:
-            played = self._pool.collect("none" if found and wait == "any" else wait)
+            played = self._pool.collect("none" if self._answered and wait == "any" else wait)
         except BaseException:
-            self._answered |= {key: job for key, (job, _) in found.items()}
             self._forget_failed()
             raise
+        found = self._take_remembered()
         for key, result in played:
             job = self._in_pool[key]
             self._in_pool[key] = None

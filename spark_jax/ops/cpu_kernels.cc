@@ -34,7 +34,7 @@ struct BFloat16 {
 
 inline float wide(float x) { return x; }
 inline float wide(BFloat16 x) {
-  uint32_t bits = uint32_t(x.bits) << 16;
+  const uint32_t bits = uint32_t(x.bits) << 16;
   float y;
   std::memcpy(&y, &bits, sizeof y);
   return y;
@@ -43,6 +43,15 @@ inline float wide(BFloat16 x) {
 // Sixteen numbers that the compiler keeps in registers, whatever their width here.
 constexpr int kLanes = 16;
 typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
+
+template <typename To, typename From>
+inline To same_bits(const From& x) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
 
 inline Lanes load(const float* x) {
   Lanes y;
@@ -52,13 +61,9 @@ inline Lanes load(const float* x) {
 
 inline Lanes load(const BFloat16* x) {
   typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
-  typedef uint32_t Whole __attribute__((vector_size(4 * kLanes)));
   Half half;
   std::memcpy(&half, x, sizeof half);
-  const Whole whole = __builtin_convertvector(half, Whole) << 16;
-  Lanes y;
-  std::memcpy(&y, &whole, sizeof y);
-  return y;
+  return same_bits<Lanes>(__builtin_convertvector(half, Whole) << 16);
 }
 
 inline void add_to(float* x, Lanes y) {
@@ -66,41 +71,26 @@ inline void add_to(float* x, Lanes y) {
   std::memcpy(x, &y, sizeof y);
 }
 
-typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
+inline int32_t whole_part(float x) { return int32_t(x); }
+inline Whole whole_part(Lanes x) { return __builtin_convertvector(x, Whole); }
+inline float number(int32_t x) { return float(x); }
+inline Lanes number(Whole x) { return __builtin_convertvector(x, Lanes); }
 
 // e^x for x <= 0, to about 2e-7 of its value, of a number or of Lanes. 2^t is the whole part of t
 // as an exponent times a polynomial of the rest, which is in (0, 1].
-inline float exp_negative(float x) {
-  const float t = std::max(x, -87.0f) * 1.44269504f;
-  const int32_t whole = int32_t(t) - 1;
-  const float f = t - float(whole);
-  float p = 1.8775767e-3f;
+template <typename F>
+inline F exp_negative(F x) {
+  const F zero = {};
+  const F t = (x > -87.0f ? x : zero - 87.0f) * 1.44269504f;
+  const auto whole = whole_part(t) - 1;
+  const F f = t - number(whole);
+  F p = zero + 1.8775767e-3f;
   p = p * f + 8.9893397e-3f;
   p = p * f + 5.5826318e-2f;
   p = p * f + 2.4015361e-1f;
   p = p * f + 6.9315308e-1f;
   p = p * f + 9.9999994e-1f;
-  const int32_t bits = (whole + 127) << 23;
-  float scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return x < -87.0f ? 0.0f : p * scale;
-}
-
-inline Lanes exp_negative(Lanes x) {
-  const Lanes zero = {};
-  const Lanes t = (x > -87.0f ? x : zero - 87.0f) * 1.44269504f;
-  const Whole whole = __builtin_convertvector(t, Whole) - 1;
-  const Lanes f = t - __builtin_convertvector(whole, Lanes);
-  Lanes p = zero + 1.8775767e-3f;
-  p = p * f + 8.9893397e-3f;
-  p = p * f + 5.5826318e-2f;
-  p = p * f + 2.4015361e-1f;
-  p = p * f + 6.9315308e-1f;
-  p = p * f + 9.9999994e-1f;
-  const Whole bits = (whole + 127) << 23;
-  Lanes scale;
-  std::memcpy(&scale, &bits, sizeof scale);
-  return x > -87.0f ? p * scale : zero;
+  return x > -87.0f ? p * same_bits<F>((whole + 127) << 23) : zero;
 }
 
 // Some tokens of one key head: runs of `slots` tokens, `stride` values apart.
@@ -117,7 +107,7 @@ struct Tokens {
 struct Queries {
   const float* q_MC;  // scaled
   int count;
-  const int* seen_M;  // how many of the tokens, from the first one on, a query may see
+  const int* seen_M;  // how many of the tokens, from the first one on, a query may see (or 0)
   float* max_M;
   float* sum_M;
   float* out_MC;
@@ -173,7 +163,7 @@ void look_at_few(const Queries& queries, int first, const Tokens<T>& tokens, flo
   const int channels = C ? C : dim;
   int most = 0;
   for (int n = 0; n < N; ++n) most = std::max(most, queries.seen_M[first + n]);
-  if (most <= 0) return;
+  if (!most) return;
   const float* q_NC = queries.q_MC + first * channels;
   for (int begin = 0, run = 0; begin < most; begin += tokens.slots, ++run) {
     const int end = std::min(tokens.slots, most - begin);
@@ -186,7 +176,7 @@ void look_at_few(const Queries& queries, int first, const Tokens<T>& tokens, flo
     }
   }
   for (int n = 0; n < N; ++n) {
-    const int m = first + n, seen = std::max(queries.seen_M[m], 0);
+    const int m = first + n, seen = queries.seen_M[m];
     float* of = scores + n * room;
     float high = queries.max_M[m];
     for (int x = 0; x < seen; ++x) high = std::max(high, of[x]);
@@ -238,7 +228,7 @@ void look_at_many(const Queries& queries, const Tokens<T>& tokens, float* scores
   const int channels = C ? C : dim, M = queries.count, lanes = padded(M);
   int most = 0;
   for (int m = 0; m < M; ++m) most = std::max(most, queries.seen_M[m]);
-  if (most <= 0) return;
+  if (!most) return;
   float* q_CM = scratch(size_t(channels) * lanes, 2);
   for (int c = 0; c < channels; ++c)
     for (int m = 0; m < lanes; ++m)
@@ -474,6 +464,23 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* 
 using Ints = ffi::Buffer<ffi::S32>;
 using Floats = ffi::Buffer<ffi::F32>;
 
+template <typename T>
+const T* data(ffi::AnyBuffer& x) {
+  return static_cast<const T*>(x.untyped_data());
+}
+
+// Calls f with a value of the type that the cache has.
+template <typename F>
+ffi::Error by_type(ffi::AnyBuffer& cache, const F& f) {
+  if (cache.element_type() == ffi::F32)
+    f(float{});
+  else if (cache.element_type() == ffi::BF16)
+    f(BFloat16{});
+  else
+    return ffi::Error::InvalidArgument("keys and values have to be float32 or bfloat16");
+  return ffi::Error::Success();
+}
+
 ffi::Error Decode(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuffer v, Ints length,
                   Ints shared_page, Ints shared_row, Ints shared_start, Ints shared_tokens,
                   Ints shared_count, Ints own_page, Ints own_row, Ints own_start, Ints own_tokens,
@@ -493,15 +500,10 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuff
              {tile_list(shared_page, shared_row, shared_start, shared_tokens, shared_count),
               tile_list(own_page, own_row, own_start, own_tokens, own_count)},
              *number.typed_data()};
-  auto run = [&](auto one) {
+  return by_type(k, [&](auto one) {
     using T = decltype(one);
-    auto data = [](ffi::AnyBuffer& x) { return static_cast<const T*>(x.untyped_data()); };
-    decode<T>(pool, d, data(k), data(v), data(k_recent), data(v_recent));
-    return ffi::Error::Success();
-  };
-  if (k.element_type() == ffi::F32) return run(float{});
-  if (k.element_type() == ffi::BF16) return run(BFloat16{});
-  return ffi::Error::InvalidArgument("keys and values have to be float32 or bfloat16");
+    decode<T>(pool, d, data<T>(k), data<T>(v), data<T>(k_recent), data<T>(v_recent));
+  });
 }
 
 // ---- prefill: several new tokens per row, whose keys are in the pages already
@@ -565,15 +567,10 @@ ffi::Error Prefill(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuf
                out->typed_data(),   lse->typed_data(),  int(q_dims[0]),
                int(q_dims[1]),      int(q_dims[2]),     int(k_dims[2]),
                int(q_dims[3]),      int(k_dims[1]),     int(table.dimensions()[1])};
-  auto run = [&](auto one) {
+  return by_type(k, [&](auto one) {
     using T = decltype(one);
-    auto data = [](ffi::AnyBuffer& x) { return static_cast<const T*>(x.untyped_data()); };
-    prefill<T>(pool, p, data(k), data(v));
-    return ffi::Error::Success();
-  };
-  if (k.element_type() == ffi::F32) return run(float{});
-  if (k.element_type() == ffi::BF16) return run(BFloat16{});
-  return ffi::Error::InvalidArgument("keys and values have to be float32 or bfloat16");
+    prefill<T>(pool, p, data<T>(k), data<T>(v));
+  });
 }
 
 }  // namespace

@@ -14,6 +14,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def _built() -> Path:
     if compiler is None:
         raise OSError("there is no C++ compiler")
     with tempfile.TemporaryDirectory() as folder:
-        print("building the sampler's kernels for this processor (once, some 20 s)", flush=True)
+        text = "building the sampler's kernels for this processor (once, some 20 s)"
+        print(text, file=sys.stderr, flush=True)
         (Path(folder) / "kernels.cc").write_bytes(source)
         command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", "-o", "kernels.so", "kernels.cc"]
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
     rollout = config.rollout
     backend, why = choose(rollout.backend, spread=policy.mesh is not None)
     if why:
-        print(why)
+        print(why, file=sys.stderr, flush=True)
     pages_of_a_path = -(-(rollout.path_tokens + rollout.chunk) // rollout.page_slots)
     shape = EngineShape(
         rows=rollout.rows,
