@@ -91,7 +91,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["spark_jax", "spark_jax.*"]),
     # Task tables, parts of the report, the kernels for CPUs.
-    package_data={"": ["*.json", "*.tsv", "*.css", "*.js", "*.cc"]},
+    package_data={"": ["*.json", "*.tsv", "*.css", "*.js", "*.cc", "*.h"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
 )

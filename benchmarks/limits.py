@@ -17,7 +17,9 @@ import jax.numpy as jnp
 
 from benchmarks.workload import Shape
 from spark_jax.models.config import ModelConfig, parameter_count
-from spark_jax.models.transformer import weights_on_the_left
+from spark_jax.models.layouts import weights_on_the_left
+from spark_jax.ops.backend import choose
+from spark_jax.ops.cpu_products import multiply, pack
 
 REPEATS = 7
 
@@ -51,9 +53,10 @@ def bandwidth(megabytes: int = 512) -> float:
 
 
 def matrix_rate(config: ModelConfig, rows: int) -> float:
-    """Multiplications and additions per second of the best of the model's products, the weights on
-    the right or, stored by output, on the left."""
+    """Multiplications and additions per second of the best of the model's products: by XLA, the
+    weights on the right or, stored by output, on the left; on a CPU by the C++ kernel too."""
     c = config
+    native = choose("auto", spread=False)[0] == "native"
     shapes = {
         (c.width, c.heads * c.head_dim),
         (c.width, c.feed_forward),
@@ -66,9 +69,13 @@ def matrix_rate(config: ModelConfig, rows: int) -> float:
         # Enough different matrices that they come from memory, as in a step of the model.
         copies = max(1, min(64, 2**27 // (inner * outer * 4)))
         x = jnp.ones((rows, inner), jnp.dtype(c.dtype))
-        for shape, product in (((inner, outer), jnp.matmul), ((outer, inner), _on_the_left)):
-            w = jnp.ones((copies, *shape), jnp.dtype(c.dtype))
-            seconds = shortest(lambda: _products(x, w, product))  # noqa: B023
+        w = jnp.ones((inner, outer), jnp.dtype(c.dtype))
+        ways = [(w, jnp.matmul), (w.T, _on_the_left)]
+        if native:
+            ways.append((pack(w, c.dtype), functools.partial(multiply, outputs=outer)))
+        for one, product in ways:
+            many = jnp.tile(one, (copies, *[1] * one.ndim))
+            seconds = shortest(lambda: _products(x, many, product))  # noqa: B023
             best = max(best, copies * flops / seconds)
     return best
 

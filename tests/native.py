@@ -4,6 +4,5 @@ import pytest
 
 from spark_jax.ops import cpu_kernels
 
-NATIVE = pytest.param(
-    "native", marks=pytest.mark.skipif(bool(cpu_kernels.load()), reason=cpu_kernels.load())
-)
+needs_native = pytest.mark.skipif(bool(cpu_kernels.load()), reason=cpu_kernels.load())
+NATIVE = pytest.param("native", marks=needs_native)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from native import NATIVE
+from native import needs_native
 from test_tile_attention import attend_pages, forest
 
 from spark_jax.cache.tiles import make_tiles
@@ -17,7 +17,6 @@ from spark_jax.ops import backend, cpu_kernels
 from spark_jax.ops.paged_attention import gathered_attention, paged_attention
 from spark_jax.types import UserError
 
-needs_native = NATIVE.marks[0]
 reference = jax.jit(gathered_attention)
 
 

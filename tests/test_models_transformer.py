@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from make_golden import configs, torch_logits, torch_model
+from native import needs_native
 
 from spark_jax.models.config import (
     ModelConfig,
@@ -19,9 +20,9 @@ from spark_jax.models.config import (
     tiny_config,
     to_hf_config,
 )
+from spark_jax.models.layouts import packed, turned
 from spark_jax.models.transformer import (
     causal_attend,
-    for_few_rows,
     forward,
     init_params,
     param_shapes,
@@ -41,17 +42,17 @@ init = jax.jit(init_params, static_argnums=0)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 3))
-def causal_logits(params, config, tokens_BT, few_rows=False):
+def causal_logits(params, config, tokens_BT, layout="plain"):
     rows, length = tokens_BT.shape
     position_N = jnp.tile(jnp.arange(length), rows)
     attend = causal_attend(rows)
     token_N = tokens_BT.reshape(-1)
-    hidden_ND, _ = forward(params, config, token_N, position_N, attend, few_rows=few_rows)
-    return unembed(params, config, hidden_ND, few_rows).reshape(rows, length, -1)
+    hidden_ND, _ = forward(params, config, token_N, position_N, attend, layout=layout)
+    return unembed(params, config, hidden_ND, layout).reshape(rows, length, -1)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama3", "qwen2", "qwen3"])
-def test_logits_equal_the_golden_ones(name, tmp_path):
+def golden_model(name, tmp_path):
+    """Of transformers' model: what it was made of and gave; and the same parameters read by us."""
     golden = np.load(GOLDEN / f"{name}.npz")
     (tmp_path / "config.json").write_text(str(golden["config"]))
     weights = {
@@ -61,13 +62,31 @@ def test_logits_equal_the_golden_ones(name, tmp_path):
     }
     safetensors.numpy.save_file(weights, tmp_path / "model.safetensors")
     config = read_config(tmp_path, "float32", "float32")
-    params = load_safetensors(tmp_path, config)
+    return golden, config, load_safetensors(tmp_path, config)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama3", "qwen2", "qwen3"])
+def test_logits_equal_the_golden_ones(name, tmp_path):
+    golden, config, params = golden_model(name, tmp_path)
     logits_BTV = causal_logits(params, config, golden["tokens"])
     assert np.abs(golden["logits"]).max() > 0.5
     np.testing.assert_allclose(logits_BTV, golden["logits"], rtol=0, atol=1e-4)
-    turned = causal_logits(for_few_rows(params), config, golden["tokens"], True)
-    np.testing.assert_allclose(turned, golden["logits"], rtol=0, atol=1e-4)
+    turned_BTV = causal_logits(turned(params), config, golden["tokens"], "turned")
+    np.testing.assert_allclose(turned_BTV, golden["logits"], rtol=0, atol=1e-4)
     assert sum(x.size for x in jax.tree.leaves(params)) == parameter_count(config)
+
+
+@needs_native
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
+def test_logits_of_packed_weights_equal_the_golden_ones(name, tmp_path):
+    golden, config, params = golden_model(name, tmp_path)
+    logits_BTV = causal_logits(packed(params, "float32"), config, golden["tokens"], "packed")
+    np.testing.assert_allclose(logits_BTV, golden["logits"], rtol=0, atol=1e-4)
+    halved = packed(params, "bfloat16")
+    assert halved["layers_0"]["q_k_v"]["kernel"].dtype == jnp.bfloat16
+    logits_BTV = causal_logits(halved, config, golden["tokens"], "packed")
+    error = np.abs(logits_BTV - golden["logits"]).max() / np.abs(golden["logits"]).max()
+    assert 1e-4 < error < 2e-2  # three digits are left of the numbers in products
 
 
 @pytest.mark.parametrize("name", ["llama", "llama3", "qwen2", "qwen3"])

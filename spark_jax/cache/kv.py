@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spark_jax.models.config import ModelConfig
+from spark_jax.ops.bits import put
 from spark_jax.ops.tile_attention import Copies, TileCopies
 
 Kv = tuple[tuple[jax.Array, jax.Array], ...]
@@ -52,4 +53,4 @@ def init_copies(kv: Kv, shared: int, own: int, tile_pages: int) -> tuple[TileCop
 @functools.partial(jax.jit, donate_argnums=0)
 def copy_pages(kv: Kv, source_X: jax.Array, target_X: jax.Array) -> Kv:
     """Copies whole pages. Unused places of the two lists name page 0 (scratch) twice."""
-    return jax.tree.map(lambda pages: pages.at[target_X].set(pages[source_X]), kv)
+    return jax.tree.map(lambda pages: put(pages, target_X, pages[source_X]), kv)

@@ -24,16 +24,15 @@ import jax
 import jax.numpy as jnp
 
 from spark_jax.models.config import ModelConfig
+from spark_jax.models.layouts import Layout, Params, products, weights_on_the_left
+from spark_jax.ops.bits import numbers
+from spark_jax.ops.cpu_products import multiply
 from spark_jax.ops.recompute import recomputed
 from spark_jax.ops.rope import rope_tables, rotate
 
-Params = Any  # nested dictionaries of arrays
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
 
 INIT_SCALE = 0.02  # of GPT-2; residual outputs are scaled down by 1/sqrt(2 * layers)
-# Up to so many rows a product is faster on a CPU with the weights on its left, stored by output: by
-# a fifth in the layers, by a third for the table of a tied model (docs/performance.md).
-FEW_ROWS = 32
 DRAWN = ("kernel", "embedding")  # parameters drawn at random by `init_params`
 
 
@@ -67,7 +66,7 @@ class Embedding(nn.Module):
             (self.config.vocab_size, self.config.width),
             jnp.dtype(self.config.param_dtype),
         )
-        return table_VD[tokens_N].astype(self.config.dtype)
+        return numbers(table_VD[tokens_N]).astype(self.config.dtype)
 
 
 class Unembedding(nn.Module):
@@ -81,39 +80,11 @@ class Unembedding(nn.Module):
         self.param("kernel", nn.initializers.zeros, shape, jnp.dtype(self.config.param_dtype))
 
 
-class FewRowsDense(nn.Module):
-    """`nn.Dense` for parameters of `for_few_rows`: its kernel is [F, D]."""
-
-    features: int
-    use_bias: bool
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    kernel_init: Callable
-
-    @nn.compact
-    def __call__(self, x_ND: jax.Array) -> jax.Array:
-        shape = (self.features, x_ND.shape[-1])
-        kernel_FD = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        y_NF = weights_on_the_left(kernel_FD.astype(self.dtype), x_ND.astype(self.dtype))
-        if self.use_bias:
-            bias_F = self.param("bias", nn.initializers.zeros, shape[:1], self.param_dtype)
-            y_NF = y_NF + bias_F.astype(self.dtype)
-        return y_NF
-
-
-def weights_on_the_left(weights_FD: jax.Array, x_ND: jax.Array, dtype=None) -> jax.Array:
-    """x @ weights.T, [N, F]."""
-    dims = (((1,), (1,)), ((), ()))
-    y_FN = jax.lax.dot_general(weights_FD, x_ND, dims, preferred_element_type=dtype)
-    # Without the barrier XLA would swap the operands back.
-    return jax.lax.optimization_barrier(y_FN).T
-
-
 class Layer(nn.Module):
     """Attention and gated feed-forward, each behind a norm and added to the stream."""
 
     config: ModelConfig
-    few_rows: bool = False
+    layout: Layout = "plain"
 
     @nn.compact
     def __call__(
@@ -121,20 +92,12 @@ class Layer(nn.Module):
     ) -> tuple[jax.Array, Any]:
         c = self.config
 
-        def dense(features: int, name: str, bias: bool = False):
-            return (FewRowsDense if self.few_rows else nn.Dense)(
-                features,
-                use_bias=bias,
-                name=name,
-                dtype=jnp.dtype(c.dtype),
-                param_dtype=jnp.dtype(c.param_dtype),
-                kernel_init=nn.initializers.zeros,  # see init_params
-            )
+        def multiplied(x_ND: jax.Array, bias: bool = False, **features: int) -> list[jax.Array]:
+            return products(c, self.layout, x_ND, features, bias)
 
         h_ND = RMSNorm(c, name="attention_norm")(x_ND)
-        q_NHC = dense(c.heads * c.head_dim, "q", c.qkv_bias)(h_ND)
-        k_NKC = dense(c.kv_heads * c.head_dim, "k", c.qkv_bias)(h_ND)
-        v_NKC = dense(c.kv_heads * c.head_dim, "v", c.qkv_bias)(h_ND)
+        q, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
+        q_NHC, k_NKC, v_NKC = multiplied(h_ND, c.qkv_bias, q=q, k=kv_size, v=kv_size)
         q_NHC = q_NHC.reshape(-1, c.heads, c.head_dim)
         k_NKC = k_NKC.reshape(-1, c.kv_heads, c.head_dim)
         v_NKC = v_NKC.reshape(-1, c.kv_heads, c.head_dim)
@@ -143,12 +106,11 @@ class Layer(nn.Module):
             k_NKC = RMSNorm(c, name="k_norm")(k_NKC)
         out_NHC, kv = attend(rotate(q_NHC, cos, sin), rotate(k_NKC, cos, sin), v_NKC, kv)
         out_ND = out_NHC.astype(x_ND.dtype).reshape(-1, c.heads * c.head_dim)
-        x_ND = x_ND + dense(c.width, "o")(out_ND)
+        x_ND = x_ND + multiplied(out_ND, o=c.width)[0]
 
         h_ND = RMSNorm(c, name="mlp_norm")(x_ND)
-        gate_NF = dense(c.feed_forward, "gate")(h_ND)
-        up_NF = dense(c.feed_forward, "up")(h_ND)
-        x_ND = x_ND + dense(c.width, "down")(nn.silu(gate_NF) * up_NF)
+        gate_NF, up_NF = multiplied(h_ND, gate=c.feed_forward, up=c.feed_forward)
+        x_ND = x_ND + multiplied(nn.silu(gate_NF) * up_NF, down=c.width)[0]
         return x_ND, kv
 
 
@@ -157,7 +119,7 @@ class Decoder(nn.Module):
 
     config: ModelConfig
     remat: bool = False
-    few_rows: bool = False
+    layout: Layout = "plain"
 
     @nn.compact
     def __call__(
@@ -172,11 +134,11 @@ class Decoder(nn.Module):
             if self.remat:
                 x_ND = self._recomputed_layer(f"layers_{i}", x_ND, cos, sin, attend)
             else:
-                layer = Layer(c, self.few_rows, name=f"layers_{i}")
+                layer = Layer(c, self.layout, name=f"layers_{i}")
                 x_ND, kv_layer = layer(x_ND, cos, sin, kv_layer, attend)
             new_kv.append(kv_layer)
         hidden_ND = RMSNorm(c, name="final_norm")(x_ND)
-        if not c.tied and not self.few_rows:  # nobody initialises parameters for few rows
+        if not c.tied and self.layout == "plain":  # nobody initialises the others
             Unembedding(c, name="unembed")()
         return hidden_ND, None if kv is None else tuple(new_kv)
 
@@ -234,7 +196,7 @@ def forward(
     attend: Attend,
     kv: tuple[Any, ...] | None = None,
     remat: bool = False,
-    few_rows: bool = False,
+    layout: Layout = "plain",
 ) -> tuple[jax.Array, tuple[Any, ...] | None]:
     """Hidden states [N, D] (final norm applied, compute dtype) of flattened tokens, and new `kv`.
 
@@ -247,40 +209,32 @@ def forward(
         normed and rotated, scaling by 1/sqrt(C) is up to `attend`.
       kv: one pytree per layer for `attend`, or None (then `attend` gets None).
       remat: recompute each layer in the backward pass instead of keeping its activations.
-      few_rows: `params` are those of `for_few_rows`; not with `remat`.
+      layout: of `params` (models/layouts.py); only "plain" with `remat`.
     """
-    return Decoder(config, remat, few_rows).apply(
+    return Decoder(config, remat, layout).apply(
         {"params": params}, tokens_N, position_N, attend, kv
     )
 
 
 def unembed(
-    params: Params, config: ModelConfig, hidden_MD: jax.Array, few_rows: bool = False
+    params: Params, config: ModelConfig, hidden_MD: jax.Array, layout: Layout = "plain"
 ) -> jax.Array:
-    """Logits [M, V], accumulated and returned in float32. `few_rows` as in `forward`."""
+    """Logits [M, V], accumulated and returned in float32. `layout` as in `forward`."""
     dtype = jnp.dtype(config.dtype)
     hidden_MD = hidden_MD.astype(dtype)
+    if layout == "packed":
+        return multiply(hidden_MD, params["unembed"]["kernel"], config.vocab_size)
     if config.tied:
         table_VD = params["embed"]["embedding"].astype(dtype)
-    elif few_rows:
+    elif layout == "turned":
         table_VD = params["unembed"]["kernel"].astype(dtype)
     else:
         kernel_DV = params["unembed"]["kernel"].astype(dtype)
         return jnp.dot(hidden_MD, kernel_DV, preferred_element_type=jnp.float32)
-    if few_rows:
+    if layout == "turned":
         return weights_on_the_left(table_VD, hidden_MD, jnp.float32)
     dims = (((1,), (1,)), ((), ()))
     return jax.lax.dot_general(hidden_MD, table_VD, dims, preferred_element_type=jnp.float32)
-
-
-@jax.jit
-def for_few_rows(params: Params) -> Params:
-    """The same parameters with every kernel stored by output, [F, D] (see FEW_ROWS). A copy."""
-
-    def turned(path, x):
-        return x.T if path[-1].key == "kernel" else x
-
-    return jax.tree_util.tree_map_with_path(turned, params)
 
 
 def causal_attend(rows: int) -> Attend:

@@ -1,4 +1,4 @@
-"""Attention over pages as C++ for CPUs (cpu_kernels.cc), which XLA calls through its FFI.
+"""The sampler's attention and products as C++ for CPUs, which XLA calls through its FFI.
 
 Built once by this machine's compiler, for its own processor, and kept in the user's cache. Where
 there is no compiler the sampler uses plain XLA.
@@ -24,7 +24,12 @@ import jax.numpy as jnp
 
 from spark_jax.keep import cache_folder, keep
 
-_TARGETS = {"spark_decode": "SparkDecode", "spark_prefill": "SparkPrefill"}
+_SOURCES = ("cpu_attention.cc", "cpu_products.cc")
+_TARGETS = {
+    "spark_decode": "SparkDecode",
+    "spark_prefill": "SparkPrefill",
+    "spark_multiply": "SparkMultiply",
+}
 # What -ffast-math allows, without the switch it flips for the whole process (denormal numbers).
 _FLAGS = (
     "-O3 -std=c++17 -fPIC -shared -fassociative-math -fno-signed-zeros -fno-trapping-math "
@@ -49,9 +54,10 @@ def load() -> str:
 
 def _built() -> Path:
     """The shared library. Raises OSError when it cannot be built."""
-    source = (importlib.resources.files(__package__) / "cpu_kernels.cc").read_bytes()
+    here = importlib.resources.files(__package__)
+    sources = {name: (here / name).read_bytes() for name in (*_SOURCES, "cpu_kernels.h")}
     flags = [*_FLAGS, *_processor_flags()]
-    what = (source, " ".join(flags), jax.__version__, platform.machine(), _processor())
+    what = (*sources.values(), " ".join(flags), jax.__version__, platform.machine(), _processor())
     name = hashlib.sha256(b"\0".join(x if isinstance(x, bytes) else x.encode() for x in what))
     path = cache_folder("kernels") / f"{name.hexdigest()[:16]}.so"
     if path.is_file():
@@ -63,8 +69,9 @@ def _built() -> Path:
     with tempfile.TemporaryDirectory() as folder:
         text = "building the sampler's kernels for this processor (once, some 20 s)"
         print(text, file=sys.stderr, flush=True)
-        (Path(folder) / "kernels.cc").write_bytes(source)
-        command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", "-o", "kernels.so", "kernels.cc"]
+        for file, text in sources.items():
+            (Path(folder) / file).write_bytes(text)
+        command = [compiler, *flags, f"-I{jax.ffi.include_dir()}", "-o", "kernels.so", *_SOURCES]
         try:
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=_BUILD_TIMEOUT_S

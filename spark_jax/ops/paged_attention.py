@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from spark_jax.ops.backend import Backend
+from spark_jax.ops.bits import put
 from spark_jax.ops.cpu_kernels import paged_attention_native
 from spark_jax.ops.gpu_kernels import paged_attention_pallas
 
@@ -111,5 +112,4 @@ def paged_attention(
 def write_pages(pages_PSKC: jax.Array, new_NKC: jax.Array, slot_N: jax.Array) -> jax.Array:
     """Writes one token each at flat slot numbers (page * S + slot); in place when donated."""
     P, S, K, C = pages_PSKC.shape
-    flat = pages_PSKC.reshape(P * S, K, C).at[slot_N].set(new_NKC.astype(pages_PSKC.dtype))
-    return flat.reshape(P, S, K, C)
+    return put(pages_PSKC.reshape(P * S, K, C), slot_N, new_NKC).reshape(P, S, K, C)

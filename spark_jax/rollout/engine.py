@@ -33,7 +33,7 @@ from spark_jax.cache.tiles import (
     pages_of_tile,
 )
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.transformer import for_few_rows
+from spark_jax.models.layouts import packed, turned
 from spark_jax.ops.backend import Backend
 from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
 from spark_jax.rollout.programs import DecodeRows, Weights, decode_chunk, prefill
@@ -133,15 +133,20 @@ class Engine:
         shape: EngineShape,
         stop_table: np.ndarray,
         end_of_turn: int,
-        cache_dtype="float32",
+        dtype="float32",
         kv_sharding=None,
     ):
-        self.config, self.shape, self.end_of_turn = config, shape, end_of_turn
+        """`dtype`: of the cache, and of the weights that products read."""
+        self.config = dataclasses.replace(config, dtype=dtype)
+        self.dtype, self.shape, self.end_of_turn = dtype, shape, end_of_turn
+        if shape.backend == "native":  # what is not in its products is faster so (ops/bits.py)
+            self.config = dataclasses.replace(config, dtype="float32")
+            dtype = "uint16" if dtype == "bfloat16" else dtype
         self.pool = PagePool(shape.pages, shape.slots)
-        self.kv = init_kv(config, shape.pages, shape.slots, cache_dtype, kv_sharding)
+        self.kv = init_kv(config, shape.pages, shape.slots, dtype, kv_sharding)
         self._on_cpu = self.kv[0][0].devices().pop().platform == "cpu"
         # Copies of weights, and of the tiles that decoding looks at, there while paths are alive.
-        self._few_rows = None
+        self._weights: Weights | None = None
         self._copies: tuple[TileCopies, ...] | None = None
         self._held: tuple[Held, Held] = ()
         self.stop_table = jnp.asarray(stop_table)
@@ -266,15 +271,19 @@ class Engine:
         )
 
     def _drop_copies(self) -> None:
-        self._copies = self._few_rows = None
+        self._copies = self._weights = None
         give_back()
 
     # --- device calls -----------------------------------------------------------------------
 
-    def _weights(self) -> Weights:
-        if self._on_cpu and self._few_rows is None:
-            self._few_rows = for_few_rows(self.params)
-        return Weights(self.params, self._few_rows)
+    def _laid_out(self) -> Weights:
+        if self._weights is None:
+            if self.shape.backend == "native":
+                self._weights = Weights(packed=packed(self.params, self.dtype))
+            else:
+                few_rows = turned(self.params) if self._on_cpu else None
+                self._weights = Weights(self.params, few_rows)
+        return self._weights
 
     def _grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> None:
         copies = []
@@ -333,7 +342,7 @@ class Engine:
             start_G[g], count_G[g] = start, n
             token_GT[g, :n] = row.tokens[start : start + n]
         self.kv = prefill(
-            self._weights(),
+            self._laid_out(),
             self.kv,
             token_GT,
             start_G,
@@ -383,7 +392,7 @@ class Engine:
         if self.shape.backend == "xla":
             tiles, stale = self._settle(tiles)
         self.kv, self._copies, out = decode_chunk(
-            self._weights(),
+            self._laid_out(),
             self.kv,
             self._copies,
             DecodeRows(

@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spark_jax.cache.kv import Kv
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.transformer import FEW_ROWS, Params, forward, unembed
+from spark_jax.models.layouts import FEW_ROWS, Layout, Params
+from spark_jax.models.transformer import forward, unembed
 from spark_jax.ops.backend import Backend
+from spark_jax.ops.bits import put
 from spark_jax.ops.paged_attention import paged_attention, write_pages
 from spark_jax.ops.sampling import sample_tokens
 from spark_jax.ops.tile_attention import (
@@ -25,15 +28,19 @@ from spark_jax.ops.tile_attention import (
 
 
 class Weights(NamedTuple):
-    """The parameters, and those of `for_few_rows` where programs of few rows are faster so."""
+    """The parameters in the orders that the programs want (models/layouts.py)."""
 
-    plain: Params
-    few_rows: Params | None
+    plain: Params | None = None
+    turned: Params | None = None
+    packed: Params | None = None  # then the others are not needed
 
-    def of(self, rows: int) -> tuple[Params, bool]:
-        """What a program of so many rows uses, and whether that is `few_rows`."""
-        few = self.few_rows is not None and rows <= FEW_ROWS
-        return (self.few_rows if few else self.plain), few
+    def of(self, rows: int) -> tuple[Params, Layout]:
+        """What a program of so many rows uses."""
+        if self.packed is not None:
+            return self.packed, "packed"
+        if self.turned is not None and rows <= FEW_ROWS:
+            return self.turned, "turned"
+        return self.plain, "plain"
 
 
 class DecodeRows(NamedTuple):
@@ -94,9 +101,9 @@ def prefill(
         out_GTHC, _ = paged_attention(q_GTHC, k_PSKC, v_PSKC, table_GW, position_GT, backend)
         return out_GTHC.reshape(q_NHC.shape), (k_PSKC, v_PSKC)
 
-    params, few = weights.of(G * T)
+    params, layout = weights.of(G * T)
     token_N, position_N = token_GT.reshape(-1), position_GT.reshape(-1)
-    _, kv = forward(params, config, token_N, position_N, attend, kv, few_rows=few)
+    _, kv = forward(params, config, token_N, position_N, attend, kv, layout=layout)
     return kv
 
 
@@ -129,7 +136,7 @@ def decode_chunk(
     carries.
     """
     B = rows.token_B.shape[0]
-    params, few = weights.of(B)
+    params, layout = weights.of(B)
     slots = kv[0][0].shape[1]
     accept = stop_table_QV.shape[0] - 1
     begin_B = rows.position_B
@@ -152,8 +159,7 @@ def decode_chunk(
 
         def attend(q_BHC, k_BKC, v_BKC, layer):
             (k_BKXC, v_BKXC), source = layer
-            k_BKXC = k_BKXC.at[:, :, i].set(k_BKC.astype(k_BKXC.dtype))
-            v_BKXC = v_BKXC.at[:, :, i].set(v_BKC.astype(v_BKXC.dtype))
+            k_BKXC, v_BKXC = put(k_BKXC, np.s_[:, :, i], k_BKC), put(v_BKXC, np.s_[:, :, i], v_BKC)
             out_BHC, _ = tile_attention(
                 q_BHC, source, rows.tiles, begin_B, (k_BKXC, v_BKXC, i + 1), backend
             )
@@ -161,9 +167,9 @@ def decode_chunk(
 
         layers = tuple(zip(recent, sources, strict=True))
         hidden_BD, recent = forward(
-            params, config, rows.token_B, rows.position_B, attend, layers, few_rows=few
+            params, config, rows.token_B, rows.position_B, attend, layers, layout=layout
         )
-        logits_BV = unembed(params, config, hidden_BD, few)
+        logits_BV = unembed(params, config, hidden_BD, layout)
         token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)
         stop_B = jnp.where(active_B, stop_table_QV[rows.stop_B, token_B], rows.stop_B)
         ended_B = (stop_B == accept) | (token_B == end_of_turn)

@@ -108,7 +108,8 @@ def base_config() -> ConfigDict:
     config.rollout.chunk = 8  # tokens decoded on the device between two looks of the host
     config.rollout.response_tokens = 48  # sampled in one step at most
     config.rollout.path_tokens = 1536  # of a whole path with its prompt at most (token_limit)
-    config.rollout.backend = "auto"  # attention: native (C++, one CPU) if it builds, xla, pallas
+    config.rollout.backend = "auto"  # kernels: native (C++, one CPU) if it builds, xla, pallas
+    config.rollout.dtype = ""  # of the cache, and of weights as products read them; "": model.dtype
     config.rollout.deterministic = True  # schedule does not depend on environment time
 
     config.eval = ConfigDict()

@@ -104,7 +104,7 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
         shape,
         stop_table(policy.codec.token_bytes(), patterns),
         policy.codec.end_of_turn_id,
-        policy.config.dtype,
+        rollout.dtype or policy.config.dtype,
         sharding,
     )
 

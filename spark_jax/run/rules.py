@@ -24,6 +24,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rl.types": ("uniform", "mixed"),
     "rl.optimizer": ("adamw", "muon"),
     "rl.kl": ("k3", "k2"),
+    "rollout.dtype": ("", "float32", "bfloat16"),
     "rollout.backend": ("auto", "xla", "native", "pallas", "pallas_interpret"),
     "tree.signal": ("explore", "entropy", "calibrated", "random", "always", "never"),
     "tree.fork_at": ("next_step", "same_step"),

@@ -8,17 +8,12 @@
 // C channels, P pages, S slots of a page, X tokens, U tiles, R rows of a tile, M queries.
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <memory>
-#include <thread>
 #include <vector>
 
-#include "xla/ffi/api/ffi.h"
-
-namespace ffi = xla::ffi;
+#include "cpu_kernels.h"
 
 namespace {
 
@@ -27,44 +22,6 @@ constexpr int kQueries = 4;     // that share one reading of a value
 constexpr int kMany = 8;        // queries from which on they are the lanes
 constexpr int kBlock = 128;     // tokens that a prefill looks at in one go
 constexpr int64_t kWorthThreads = 1 << 15;  // multiplications: less is done before a thread wakes up
-
-struct BFloat16 {
-  uint16_t bits;
-};
-
-inline float wide(float x) { return x; }
-inline float wide(BFloat16 x) {
-  const uint32_t bits = uint32_t(x.bits) << 16;
-  float y;
-  std::memcpy(&y, &bits, sizeof y);
-  return y;
-}
-
-// Sixteen numbers that the compiler keeps in registers, whatever their width here.
-constexpr int kLanes = 16;
-typedef float Lanes __attribute__((vector_size(4 * kLanes)));
-typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
-
-template <typename To, typename From>
-inline To same_bits(const From& x) {
-  static_assert(sizeof(To) == sizeof(From), "");
-  To y;
-  std::memcpy(&y, &x, sizeof y);
-  return y;
-}
-
-inline Lanes load(const float* x) {
-  Lanes y;
-  std::memcpy(&y, x, sizeof y);
-  return y;
-}
-
-inline Lanes load(const BFloat16* x) {
-  typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
-  Half half;
-  std::memcpy(&half, x, sizeof half);
-  return same_bits<Lanes>(__builtin_convertvector(half, Whole) << 16);
-}
 
 inline void add_to(float* x, Lanes y) {
   y += load(x);
@@ -113,11 +70,24 @@ struct Queries {
   float* out_MC;
 };
 
-// Memory that a thread keeps from call to call.
-float* scratch(size_t count, int which) {
-  thread_local std::vector<float> held[3];
-  if (held[which].size() < count) held[which].resize(count);
-  return held[which].data();
+#if defined(__AVX512F__)
+// Sums of neighbours, first those of `a`, then those of `b`.
+inline Lanes halved(Lanes a, Lanes b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+#else
+  const Whole even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
+  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
+#endif
+}
+#endif
+
+// Has memory bring C values.
+template <typename T, int C>
+inline void fetch(const T* x) {
+  for (size_t at = 0; at < C * sizeof(T); at += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(x) + at);
 }
 
 inline int padded(int queries) { return (queries + kLanes - 1) / kLanes * kLanes; }
@@ -157,14 +127,53 @@ void add_values(const float* weights, int by_token, int by_query, const Tokens<T
 
 // ---- few queries: the channels of a key are the lanes
 
+// Scores of `most` tokens for N queries, [query][token] with `room` tokens a query.
 template <typename T, int C, int N>
-void look_at_few(const Queries& queries, int first, const Tokens<T>& tokens, float* scores,
-                 int room, int dim) {
+void score_few(const float* q_NC, const Tokens<T>& tokens, int most, float* scores, int room,
+               int dim) {
+#if defined(__AVX512F__)
+  if constexpr (C > 0) {
+    // Sixteen keys at a time, of which four are in registers. Their products are summed by halving
+    // all of them together: a sum over the lanes of each would take longer than the products.
+    constexpr int kWide = C / kLanes;
+    for (int begin = 0, run = 0; begin < most; begin += tokens.slots, ++run) {
+      const int end = std::min(tokens.slots, most - begin);
+      const bool more = begin + tokens.slots < most;
+      for (int s = 0; s < end; s += kLanes) {
+        Lanes fourth[4][N];
+        for (int j = 0; j < 4; ++j) {
+          Lanes dot[4][N];
+          for (int i = 0; i < 4; ++i) {  // the last ones may be done twice
+            const int64_t at = int64_t(std::min(s + 4 * j + i, end - 1)) * tokens.stride;
+            fetch<T, C>(tokens.v_runs[run] + at);
+            if (more) fetch<T, C>(tokens.k_runs[run + 1] + at);
+            const T* key = tokens.k_runs[run] + at;
+            for (int w = 0; w < kWide; ++w) {
+              const Lanes part = load(key + w * kLanes);
+              for (int n = 0; n < N; ++n) {
+                const Lanes product = load(q_NC + n * C + w * kLanes) * part;
+                dot[i][n] = w ? dot[i][n] + product : product;
+              }
+            }
+          }
+          for (int n = 0; n < N; ++n)
+            fourth[j][n] = halved(halved(dot[0][n], dot[1][n]), halved(dot[2][n], dot[3][n]));
+        }
+        for (int n = 0; n < N; ++n) {
+          const Lanes sums = halved(halved(fourth[0][n], fourth[1][n]),
+                                    halved(fourth[2][n], fourth[3][n]));
+          float* to = scores + n * room + begin + s;
+          if (end - s >= kLanes)
+            std::memcpy(to, &sums, sizeof sums);
+          else
+            std::memcpy(to, &sums, (end - s) * sizeof(float));
+        }
+      }
+    }
+    return;
+  }
+#endif
   const int channels = C ? C : dim;
-  int most = 0;
-  for (int n = 0; n < N; ++n) most = std::max(most, queries.seen_M[first + n]);
-  if (!most) return;
-  const float* q_NC = queries.q_MC + first * channels;
   for (int begin = 0, run = 0; begin < most; begin += tokens.slots, ++run) {
     const int end = std::min(tokens.slots, most - begin);
     for (int s = 0; s < end; ++s) {
@@ -175,6 +184,16 @@ void look_at_few(const Queries& queries, int first, const Tokens<T>& tokens, flo
       for (int n = 0; n < N; ++n) scores[n * room + begin + s] = dot[n];
     }
   }
+}
+
+template <typename T, int C, int N>
+void look_at_few(const Queries& queries, int first, const Tokens<T>& tokens, float* scores,
+                 int room, int dim) {
+  const int channels = C ? C : dim;
+  int most = 0;
+  for (int n = 0; n < N; ++n) most = std::max(most, queries.seen_M[first + n]);
+  if (!most) return;
+  score_few<T, C, N>(queries.q_MC + first * channels, tokens, most, scores, room, channels);
   for (int n = 0; n < N; ++n) {
     const int m = first + n, seen = queries.seen_M[m];
     float* of = scores + n * room;
@@ -297,30 +316,6 @@ void look(const Queries& queries, const Tokens<T>& tokens, float* scores, int ro
     case 128: return look_sized<T, 128>(queries, tokens, scores, room, channels);
     default: return look_sized<T, 0>(queries, tokens, scores, room, channels);
   }
-}
-
-// f(0) … f(count - 1), on this thread and on those of XLA. A thread that comes when all work is
-// taken touches nothing but `shared`.
-template <typename F>
-void in_parallel(ffi::ThreadPool& pool, int count, bool worth, const F& f) {
-  struct Shared {
-    std::atomic<int> next{0}, done{0};
-  };
-  auto shared = std::make_shared<Shared>();
-  auto work = [shared, count, &f] {
-    int i;
-    while ((i = shared->next.fetch_add(1)) < count) {
-      f(i);
-      shared->done.fetch_add(1, std::memory_order_release);
-    }
-  };
-  const int helpers = worth ? std::min<int>(pool.num_threads(), count) - 1 : 0;
-  for (int i = 0; i < helpers; ++i) {
-    auto help = work;
-    pool.Schedule(std::move(help));
-  }
-  work();
-  while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
 // ---- decoding: one query per row, over tiles of pages and over tokens not in pages yet
@@ -474,7 +469,7 @@ template <typename F>
 ffi::Error by_type(ffi::AnyBuffer& cache, const F& f) {
   if (cache.element_type() == ffi::F32)
     f(float{});
-  else if (cache.element_type() == ffi::BF16)
+  else if (cache.element_type() == ffi::BF16 || cache.element_type() == ffi::U16)  // ops/bits.py
     f(BFloat16{});
   else
     return ffi::Error::InvalidArgument("keys and values have to be float32 or bfloat16");

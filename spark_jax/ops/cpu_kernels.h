@@ -1,0 +1,94 @@
+// What the C++ kernels share: numbers that fill registers, memory of a thread, work for threads.
+
+#ifndef SPARK_JAX_CPU_KERNELS_H_
+#define SPARK_JAX_CPU_KERNELS_H_
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <thread>
+#include <vector>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace ffi = xla::ffi;
+
+namespace {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+
+inline float wide(float x) { return x; }
+inline float wide(BFloat16 x) {
+  const uint32_t bits = uint32_t(x.bits) << 16;
+  float y;
+  std::memcpy(&y, &bits, sizeof y);
+  return y;
+}
+
+// Sixteen numbers that the compiler keeps in registers, whatever their width here.
+constexpr int kLanes = 16;
+typedef float Lanes __attribute__((vector_size(4 * kLanes)));
+typedef int32_t Whole __attribute__((vector_size(4 * kLanes)));
+
+template <typename To, typename From>
+inline To same_bits(const From& x) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To y;
+  std::memcpy(&y, &x, sizeof y);
+  return y;
+}
+
+inline Lanes load(const float* x) {
+  Lanes y;
+  std::memcpy(&y, x, sizeof y);
+  return y;
+}
+
+inline Lanes load(const BFloat16* x) {
+  typedef uint16_t Half __attribute__((vector_size(2 * kLanes)));
+  Half half;
+  std::memcpy(&half, x, sizeof half);
+  return same_bits<Lanes>(__builtin_convertvector(half, Whole) << 16);
+}
+
+// Memory that a thread keeps from call to call, at the beginning of a cache line.
+inline float* scratch(size_t count, int which) {
+  constexpr size_t kLine = 64;
+  thread_local std::vector<float> held[3];
+  const size_t room = count + kLine / sizeof(float);
+  if (held[which].size() < room) held[which].resize(room);
+  const auto at = reinterpret_cast<uintptr_t>(held[which].data());
+  return reinterpret_cast<float*>((at + kLine - 1) / kLine * kLine);
+}
+
+// f(0) … f(count - 1), on this thread and on those of XLA. A thread that comes when all work is
+// taken touches nothing but `shared`.
+template <typename F>
+void in_parallel(ffi::ThreadPool& pool, int count, bool worth, const F& f) {
+  struct Shared {
+    std::atomic<int> next{0}, done{0};
+  };
+  auto shared = std::make_shared<Shared>();
+  auto work = [shared, count, &f] {
+    int i;
+    while ((i = shared->next.fetch_add(1)) < count) {
+      f(i);
+      shared->done.fetch_add(1, std::memory_order_release);
+    }
+  };
+  const int helpers = worth ? std::min<int>(pool.num_threads(), count) - 1 : 0;
+  for (int i = 0; i < helpers; ++i) {
+    auto help = work;
+    pool.Schedule(std::move(help));
+  }
+  work();
+  while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+
+}  // namespace
+
+#endif

@@ -1,0 +1,269 @@
+// Products of activations with weights for CPUs, called by XLA (ops/cpu_kernels.py builds and
+// registers it): y_NF = x_ND w_DF, few rows or many, sums in float32.
+//
+// A decoding step is bound by reading weights. They come packed in blocks of 16 outputs, in the
+// order in which they are read (`pack` in ops/cpu_products.py):
+//   float32   w[F/16][D][16]
+//   bfloat16  w[F/16][D/2][16][2], D padded with zeros to 32
+// so that a block is one stream, and is read once for all rows. XLA would take bfloat16 apart into
+// a copy in float32, and gives a product of few rows to one core.
+//
+// With bfloat16 weights activations are rounded to bfloat16 too, as tile registers (AMX) and dot
+// products (AVX-512) take them; other processors compute the same sums in float32. The attribute
+// `best` is what may be used where it is there: 2 tiles, 1 dot products, 0 neither (for tests).
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu_kernels.h"
+
+#if defined(__AMX_BF16__) || defined(__AVX512BF16__)
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+constexpr int kPad = 32;      // multiple that D of bfloat16 weights has
+constexpr int kManyRows = 16; // that a tile register holds
+constexpr int64_t kWorth = 1 << 16;  // multiplications: less is done before a thread wakes up
+
+struct Product {
+  const void* x;  // [N, width], as the kernel at hand wants it
+  const void* w;
+  float* y_NF;
+  int N, D, F;
+  int width;  // of a row of x
+  int blocks() const { return (F + kLanes - 1) / kLanes; }
+};
+
+inline void put(const Product& p, int row, int block, const float* sums) {
+  const int first = block * kLanes, count = std::min(kLanes, p.F - first);
+  std::memcpy(p.y_NF + int64_t(row) * p.F + first, sums, count * sizeof(float));
+}
+
+// ---- vector registers: V blocks of outputs for R rows at a time
+
+inline Lanes next_sum(Lanes sum, const float* w, const float* x) { return sum + *x * load(w); }
+
+inline Lanes next_sum(Lanes sum, const BFloat16* w, const float* x) {
+  Whole pairs;
+  std::memcpy(&pairs, w, sizeof pairs);
+  sum += x[0] * same_bits<Lanes>(pairs << 16);
+  return sum + x[1] * same_bits<Lanes>(pairs & int32_t(0xffff0000));
+}
+
+#if defined(__AVX512BF16__)
+inline Lanes next_sum(Lanes sum, const BFloat16* w, const BFloat16* x) {
+  int32_t pair;
+  std::memcpy(&pair, x, sizeof pair);
+  const __m512i all = _mm512_set1_epi32(pair), weights = _mm512_loadu_si512(w);
+  return same_bits<Lanes>(
+      _mm512_dpbf16_ps(same_bits<__m512>(sum), (__m512bh)all, (__m512bh)weights));
+}
+#endif
+
+template <int V, int R, typename X, typename W>
+void in_registers(const Product& p, int row, int block) {
+  constexpr int kDeep = sizeof(W) == 2 ? 2 : 1;  // entries of x that one step takes
+  const int64_t of_block = int64_t(p.width) * kLanes;
+  const X* x = static_cast<const X*>(p.x) + int64_t(row) * p.width;
+  const W* w = static_cast<const W*>(p.w) + block * of_block;
+  Lanes sum[R][V] = {};
+  for (int d = 0; d < p.width; d += kDeep)
+    for (int v = 0; v < V; ++v)
+      for (int r = 0; r < R; ++r)
+        sum[r][v] = next_sum(sum[r][v], w + v * of_block + d * kLanes, x + r * p.width + d);
+  for (int r = 0; r < R; ++r)
+    for (int v = 0; v < V; ++v)
+      put(p, row + r, block + v, reinterpret_cast<const float*>(&sum[r][v]));
+}
+
+#if defined(__AVX512F__)
+constexpr int kBlocks = 3, kRows = 8;  // 24 sums in 32 registers
+#else
+constexpr int kBlocks = 1, kRows = 4;
+#endif
+
+template <int V, typename X, typename W>
+void blocks_in_registers(const Product& p, int block) {
+  int row = 0;
+  for (; row + kRows <= p.N; row += kRows) in_registers<V, kRows, X, W>(p, row, block);
+  for (; row + 2 <= p.N; row += 2) in_registers<V, 2, X, W>(p, row, block);
+  if (row < p.N) in_registers<V, 1, X, W>(p, row, block);
+}
+
+template <typename X, typename W>
+void vector_product(ffi::ThreadPool& pool, const Product& p) {
+  const int units = (p.blocks() + kBlocks - 1) / kBlocks;
+  in_parallel(pool, units, int64_t(p.N) * p.D * p.F >= kWorth, [&](int unit) {
+    const int first = unit * kBlocks, end = std::min(first + kBlocks, p.blocks());
+    if (end - first == kBlocks) return blocks_in_registers<kBlocks, X, W>(p, first);
+    for (int block = first; block < end; ++block) blocks_in_registers<1, X, W>(p, block);
+  });
+}
+
+// ---- tile registers: 16 rows of 32 entries times 32 entries of 16 outputs
+
+#if defined(__AMX_BF16__)
+
+bool has_tiles() {
+  // The kernel gives a process the large registers only when it asks.
+  static const bool has = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18) == 0;
+  return has;
+}
+
+// For the time that a thread works with the registers.
+struct Tiles {
+  Tiles() {
+    struct {
+      uint8_t palette = 1, start = 0, reserved[14] = {};
+      uint16_t bytes_of_row[16] = {};
+      uint8_t rows[16] = {};
+    } shape;
+    std::fill_n(shape.bytes_of_row, 8, 64);
+    std::fill_n(shape.rows, 8, 16);
+    _tile_loadconfig(&shape);
+  }
+  ~Tiles() { _tile_release(); }
+};
+
+// `A` tiles of rows (1 or 2) times `B` blocks (1, 2; 4 with one tile of rows).
+template <int A, int B>
+void in_tiles(const Product& p, int row, int block) {
+  const int64_t of_block = int64_t(p.width) * kLanes;
+  const BFloat16* x = static_cast<const BFloat16*>(p.x) + int64_t(row) * p.width;
+  const BFloat16* w = static_cast<const BFloat16*>(p.w) + block * of_block;
+  const int stride = p.width * 2;
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int d = 0; d < p.width; d += kPad) {
+    const BFloat16* here = w + d * kLanes;
+    _tile_loadd(4, x + d, stride);
+    if (A == 2) _tile_loadd(5, x + kManyRows * p.width + d, stride);
+    _tile_loadd(6, here, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    if (A == 2) _tile_dpbf16ps(1, 5, 6);
+    if (B >= 2) {
+      _tile_loadd(7, here + of_block, 64);
+      _tile_dpbf16ps(2, 4, 7);
+      if (A == 2) _tile_dpbf16ps(3, 5, 7);
+    }
+    if (B == 4) {
+      _tile_loadd(6, here + 2 * of_block, 64);
+      _tile_dpbf16ps(1, 4, 6);
+      _tile_loadd(7, here + 3 * of_block, 64);
+      _tile_dpbf16ps(3, 4, 7);
+    }
+  }
+  float sums[4][kManyRows][kLanes];
+  _tile_stored(0, sums[0], 64);
+  _tile_stored(1, sums[1], 64);
+  _tile_stored(2, sums[2], 64);
+  _tile_stored(3, sums[3], 64);
+  for (int a = 0; a < A; ++a)
+    for (int b = 0; b < B; ++b) {
+      const int at = A == 2 ? a + 2 * b : b % 2 * 2 + b / 2;  // as above
+      const int first = row + a * kManyRows;
+      for (int r = 0; r < std::min(kManyRows, p.N - first); ++r)
+        put(p, first + r, block + b, sums[at][r]);
+    }
+}
+
+void tile_product(ffi::ThreadPool& pool, const Product& p) {
+  const int wide = p.N <= kManyRows ? 4 : 2;
+  in_parallel(pool, (p.blocks() + wide - 1) / wide, int64_t(p.N) * p.D * p.F >= kWorth,
+              [&](int unit) {
+    Tiles tiles;
+    const int first = unit * wide, count = std::min(wide, p.blocks() - first);
+    if (count == 4) return in_tiles<1, 4>(p, 0, first);
+    int row = 0;
+    for (; row + kManyRows < p.N; row += 2 * kManyRows) {
+      if (count == 2)
+        in_tiles<2, 2>(p, row, first);
+      else
+        in_tiles<2, 1>(p, row, first);
+    }
+    if (row >= p.N) return;
+    if (count == 2) return in_tiles<1, 2>(p, row, first);
+    for (int block = first; block < first + count; ++block) in_tiles<1, 1>(p, row, block);
+  });
+}
+
+#endif
+
+// ---- activations beside bfloat16 weights
+
+inline BFloat16 rounded(float x) {  // to nearest, ties to even
+  const uint32_t bits = same_bits<uint32_t>(x);
+  return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+
+inline void round_to(float x, BFloat16* to) { *to = rounded(x); }
+inline void round_to(float x, float* to) { *to = wide(rounded(x)); }
+
+// [rows, width], rounded and padded with zeros.
+template <typename X>
+X* rounded_rows(const float* x_ND, int N, int D, int rows, int width) {
+  X* out = reinterpret_cast<X*>(scratch(size_t(rows) * width * sizeof(X) / sizeof(float), 0));
+  for (int n = 0; n < N; ++n) {
+    for (int d = 0; d < D; ++d) round_to(x_ND[int64_t(n) * D + d], out + int64_t(n) * width + d);
+    std::memset(static_cast<void*>(out + int64_t(n) * width + D), 0, (width - D) * sizeof(X));
+  }
+  std::memset(static_cast<void*>(out + int64_t(N) * width), 0,
+              size_t(rows - N) * width * sizeof(X));
+  return out;
+}
+
+ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w,
+                    ffi::Result<ffi::Buffer<ffi::F32>> y, int32_t best) {
+  Product p{};
+  p.N = int(x.dimensions()[0]);
+  p.D = int(x.dimensions()[1]);
+  p.F = int(y->dimensions()[1]);
+  p.w = w.untyped_data();
+  p.y_NF = y->typed_data();
+  if (w.element_type() == ffi::F32) {
+    p.x = x.typed_data();
+    p.width = p.D;
+    vector_product<float, float>(pool, p);
+    return ffi::Error::Success();
+  }
+  if (w.element_type() != ffi::BF16)
+    return ffi::Error::InvalidArgument("weights have to be float32 or bfloat16");
+  p.width = (p.D + kPad - 1) / kPad * kPad;
+#if defined(__AMX_BF16__)
+  if (best >= 2 && has_tiles()) {
+    const int rows = (p.N + 2 * kManyRows - 1) / (2 * kManyRows) * 2 * kManyRows;
+    p.x = rounded_rows<BFloat16>(x.typed_data(), p.N, p.D, rows, p.width);
+    tile_product(pool, p);
+    return ffi::Error::Success();
+  }
+#endif
+#if defined(__AVX512BF16__)
+  if (best >= 1) {
+    p.x = rounded_rows<BFloat16>(x.typed_data(), p.N, p.D, p.N, p.width);
+    vector_product<BFloat16, BFloat16>(pool, p);
+    return ffi::Error::Success();
+  }
+#endif
+  p.x = rounded_rows<float>(x.typed_data(), p.N, p.D, p.N, p.width);
+  vector_product<float, BFloat16>(pool, p);
+  return ffi::Error::Success();
+}
+
+}  // namespace
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkMultiply, Multiply,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
+                                  .Arg<ffi::Buffer<ffi::F32>>()
+                                  .Arg<ffi::AnyBuffer>()
+                                  .Ret<ffi::Buffer<ffi::F32>>()
+                                  .Attr<int32_t>("best"));

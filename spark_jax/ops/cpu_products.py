@@ -1,0 +1,44 @@
+"""Products with packed weights as C++ for CPUs (cpu_products.cc)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LANES = 16  # outputs that stand side by side
+_PAD = 32  # the inputs of bfloat16 weights are padded to a multiple of it
+
+
+def packed_shape(inputs: int, outputs: int, dtype) -> tuple[int, ...]:
+    """Shape of `pack` of a kernel [inputs, outputs]: [F/16, D, 16], or [F/16, D/2, 16, 2] for
+    bfloat16, with D and F rounded up."""
+    blocks = -(-outputs // LANES)
+    if jnp.dtype(dtype) == jnp.float32:
+        return blocks, inputs, LANES
+    return blocks, -(-inputs // _PAD) * _PAD // 2, LANES, 2
+
+
+def pack(kernel_DF: jax.Array, dtype) -> jax.Array:
+    """A kernel in the order in which `multiply` reads it, as float32 or bfloat16. A copy."""
+    inputs, outputs = kernel_DF.shape
+    shape = packed_shape(inputs, outputs, dtype)
+    deep = 1 if len(shape) == 3 else 2
+    padding = ((0, shape[1] * deep - inputs), (0, shape[0] * LANES - outputs))
+    x = jnp.pad(kernel_DF.astype(dtype), padding).reshape(shape[1], deep, shape[0], LANES)
+    return x.transpose(2, 0, 3, 1).reshape(shape)
+
+
+def multiply(x_ND: jax.Array, packed: jax.Array, outputs: int, best: int = 2) -> jax.Array:
+    """x @ kernel [N, outputs], float32, of a kernel that was packed. Beside bfloat16 weights x is
+    rounded to bfloat16; sums are float32 either way. `cpu_kernels.load` has to have returned "".
+
+    `best`: instructions for bfloat16 that may be used where the processor has them; 2 tile
+    registers, 1 dot products, 0 neither.
+    """
+    wanted = packed_shape(x_ND.shape[1], outputs, packed.dtype)
+    if packed.shape != wanted:
+        raise ValueError(f"packed weights are of shape {packed.shape}, not {wanted}")
+    y_NF = jax.ShapeDtypeStruct((x_ND.shape[0], outputs), jnp.float32)
+    call = jax.ffi.ffi_call("spark_multiply", y_NF)
+    return call(x_ND.astype(jnp.float32), packed, best=np.int32(best))

@@ -1,0 +1,61 @@
+"""The C++ products: every size of what is left over, and every kind of instruction at hand."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from native import needs_native
+
+from spark_jax.ops.cpu_products import multiply, pack, packed_shape
+
+KINDS = [("float32", 2), ("bfloat16", 2), ("bfloat16", 1), ("bfloat16", 0)]
+
+
+def numbers(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def rounded(x):
+    return np.asarray(jnp.asarray(x, jnp.bfloat16).astype(jnp.float32))
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "dtype,best", [("float32", 2), *(("bfloat16", best) for best in (2, 1, 0))]
+)
+@pytest.mark.parametrize("inputs,outputs", [(1, 1), (37, 50), (64, 16), (128, 70), (66, 128)])
+def test_products(dtype, best, inputs, outputs):
+    """Rows and blocks of outputs that fill the registers and that do not; what lies behind a row
+    or a block is not touched."""
+    w = numbers(inputs, inputs, outputs) / inputs**0.5
+    packed = pack(jnp.asarray(w), dtype)
+    assert packed.shape == packed_shape(inputs, outputs, dtype)
+    run = jax.jit(functools.partial(multiply, outputs=outputs, best=best))
+    for rows in (1, 2, 3, 8, 11, 16, 17, 32, 41):
+        x = numbers(rows, rows, inputs)
+        wanted = x.astype(np.float64) @ w
+        if dtype == "bfloat16":
+            wanted = rounded(x).astype(np.float64) @ rounded(w)
+        np.testing.assert_allclose(run(x, packed), wanted, rtol=1e-5, atol=3e-6)
+
+
+@needs_native
+def test_large_products_share_their_work_among_threads():
+    """The same numbers every time."""
+    x, w = numbers(0, 40, 300), jnp.asarray(numbers(1, 300, 2000))
+    for dtype in ("float32", "bfloat16"):
+        packed = pack(w, dtype)
+        first = np.asarray(multiply(x, packed, 2000))
+        for _ in range(20):
+            np.testing.assert_array_equal(multiply(x, packed, 2000), first)
+
+
+@needs_native
+def test_weights_of_another_size_are_refused():
+    packed = pack(jnp.zeros((64, 32)), "float32")
+    with pytest.raises(ValueError, match=r"\(2, 64, 16\), not \(3, 64, 16\)"):
+        multiply(jnp.zeros((2, 64)), packed, 48)
+    with pytest.raises(ValueError, match="not"):
+        multiply(jnp.zeros((2, 65)), packed, 32)
