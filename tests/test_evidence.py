@@ -330,7 +330,7 @@ def test_the_whole_comparison_on_the_toy(tmp_path, monkeypatch, capsys):
     given |= {"sft.panel": "0", "sft.epochs": "2", "rl.iterations": "2", "eval.episodes": "2"}
     words = [f"--config.{k}={v}" for k, v in given.items() if not k.startswith("tree.signal")]
     docs = tmp_path / "docs" / "toy.md"
-    methods = ("spark", "grpo", "rlvmr", "random", "sft")
+    methods = ("spark", "rlvmr", "random", "sft")
     arguments = [f"--config={TOY}", f"--runs={tmp_path / 'runs'}", f"--docs={docs}", "--seeds=0"]
     assert evidence.main([*arguments, f"--methods={','.join(methods)}", *words]) == 0
     runs = tmp_path / "runs"
@@ -342,12 +342,12 @@ def test_the_whole_comparison_on_the_toy(tmp_path, monkeypatch, capsys):
         assert sum(tokens[:-1]) < budget <= sum(tokens), method
     starts = {m: of[0].before["splits"] for m, of in done.items() if m != "rlvmr"}
     assert all(start == starts["spark"] for start in starts.values())
-    assert read_config(runs / "grpo" / "seed0").tree.roots == 8
+    assert read_config(runs / "rlvmr" / "seed0").tree.roots == 8
 
     text = docs.read_text()
-    assert "19 of 24 runs are missing: SPARK (seeds 1, 2); GRPO" in text
+    assert "20 of 24 runs are missing: SPARK (seeds 1, 2); GRPO" in text
     assert "![success against cost](toy.svg)" in text and docs.with_suffix(".svg").is_file()
-    names = {"SPARK", "GRPO", "RLVMR", "random forks", "more SFT"}
+    names = {"SPARK", "RLVMR", "random forks", "more SFT"}
     assert set(cells(text, "## L1")) == names == set(cells(text, "## L2"))
     assert text.replace("toy.svg", "evidence.svg") == (runs / "evidence.md").read_text()
     # Again: nothing is played.

@@ -79,7 +79,8 @@ def test_sampler_and_trainer_agree(unbroken):
 
 
 def test_a_run_on_a_mesh_is_the_run_on_one_device(unbroken, tmp_path):
-    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
+    devices = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     mesh = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.rl.iterations=1"]
     play(tmp_path, *mesh, environment=devices)
     ours, theirs = (
