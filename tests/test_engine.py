@@ -9,7 +9,8 @@ from native import NATIVE
 
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
-from spark_jax.rollout.engine import Engine, EngineShape, Row
+from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.identity import row_key
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import UserError

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from spark_jax.cache.pool import Pages
 from spark_jax.models.config import ModelConfig
-from spark_jax.rollout.engine import GROUP, Engine, EngineShape, Row
+from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine_shape import GROUP, EngineShape
 from spark_jax.rollout.identity import row_key
 
 CONFIG = ModelConfig(

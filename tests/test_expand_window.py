@@ -13,7 +13,8 @@ from test_expand import LIMITS, check, grow, rule_of
 from spark_jax.envs.window import Window, window_message
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
-from spark_jax.rollout.engine import Engine, EngineShape
+from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.expand import grow_trees
 from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.signals import make_signal

@@ -13,7 +13,8 @@ from benchmarks.workload import Shape
 from spark_jax.cache.pool import Pages
 from spark_jax.models.presets import Model
 from spark_jax.ops.backend import choose
-from spark_jax.rollout.engine import Engine, EngineShape, Row
+from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.identity import row_key
 
 NEVER = -1  # an end-of-turn token that no vocabulary has

@@ -11,7 +11,8 @@ The last two are copies, there while paths are alive.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -31,72 +32,50 @@ FEW_ROWS = 32
 TOGETHER = (("q", "k", "v"), ("gate", "up"))  # products of one input, one kernel when packed
 
 
-class TurnedDense(nn.Module):
-    """`nn.Dense` whose kernel is [F, D]."""
+class LaidOutDense(nn.Module):
+    """`nn.Dense` over parameters that `turned` or `packed` made."""
 
+    layout: Layout
     features: int
     use_bias: bool
     dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    kernel_init: Callable
 
-    @nn.compact
-    def __call__(self, x_ND: jax.Array) -> jax.Array:
-        shape = (self.features, x_ND.shape[-1])
-        kernel_FD = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        y_NF = weights_on_the_left(kernel_FD.astype(self.dtype), x_ND.astype(self.dtype))
-        return _with_bias(self, y_NF)
-
-
-class PackedDense(nn.Module):
-    """`nn.Dense` whose kernel is packed, as float32 or bfloat16."""
-
-    features: int
-    use_bias: bool
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    kernel_init: Callable
-
-    @nn.compact
     def __call__(self, x_ND: jax.Array) -> jax.Array:
         kernel = self.get_variable("params", "kernel")
-        return _with_bias(self, multiply(x_ND, kernel, self.features).astype(self.dtype))
-
-
-def _with_bias(module: TurnedDense | PackedDense, y_NF: jax.Array) -> jax.Array:
-    if not module.use_bias:
+        if self.layout == "packed":
+            y_NF = multiply(x_ND, kernel, self.features).astype(self.dtype)
+        else:
+            y_NF = weights_on_the_left(kernel.astype(self.dtype), x_ND.astype(self.dtype))
+        if self.use_bias:
+            y_NF = y_NF + self.get_variable("params", "bias").astype(self.dtype)
         return y_NF
-    bias_F = module.param("bias", nn.initializers.zeros, y_NF.shape[1:], module.param_dtype)
-    return y_NF + bias_F.astype(module.dtype)
-
-
-DENSE = {"plain": nn.Dense, "turned": TurnedDense, "packed": PackedDense}
 
 
 def products(
     config: ModelConfig, layout: Layout, x_ND: jax.Array, features: Mapping[str, int], bias: bool
 ) -> list[jax.Array]:
     """One product [N, features] of `x_ND` for each name, inside a compact module."""
-    names = list(features)
-    if layout == "packed":
-        names = ["_".join(names)]
-    out = []
-    for name in names:
-        dense = DENSE[layout](
-            features.get(name, sum(features.values())),
-            use_bias=bias,
-            name=name,
-            dtype=jnp.dtype(config.dtype),
-            param_dtype=jnp.dtype(config.param_dtype),
-            kernel_init=nn.initializers.zeros,  # see init_params
-        )
-        out.append(dense(x_ND))
-    if len(out) == len(features):
+    dtype = jnp.dtype(config.dtype)
+    if layout == "plain":
+        return [
+            nn.Dense(
+                size,
+                use_bias=bias,
+                name=name,
+                dtype=dtype,
+                param_dtype=jnp.dtype(config.param_dtype),
+                kernel_init=nn.initializers.zeros,  # see init_params
+            )(x_ND)
+            for name, size in features.items()
+        ]
+    together = {"_".join(features): sum(features.values())} if layout == "packed" else features
+    out = [
+        LaidOutDense(layout, size, bias, dtype, name=name)(x_ND) for name, size in together.items()
+    ]
+    if layout == "turned":
         return out
-    ends, last = [], 0
-    for size in features.values():
-        ends.append(last := last + size)
-    return jnp.split(out[0], ends[:-1], axis=-1)
+    ends = itertools.accumulate(features.values())
+    return jnp.split(out[0], list(ends)[:-1], axis=-1)
 
 
 def weights_on_the_left(weights_FD: jax.Array, x_ND: jax.Array, dtype=None) -> jax.Array:

@@ -21,7 +21,6 @@ constexpr float kLow = -1e30f;  // below any score, and finite
 constexpr int kQueries = 4;     // that share one reading of a value
 constexpr int kMany = 8;        // queries from which on they are the lanes
 constexpr int kBlock = 128;     // tokens that a prefill looks at in one go
-constexpr int64_t kWorthThreads = 1 << 15;  // multiplications: less is done before a thread wakes up
 
 inline void add_to(float* x, Lanes y) {
   y += load(x);
@@ -363,7 +362,7 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* 
   int64_t tokens = int64_t(d.B) * d.recent;
   for (int kind = 0; kind < 2; ++kind)
     for (int u = 0; u < d.lists[kind].count; ++u) tokens += d.lists[kind].tokens_U[u];
-  const bool worth = tokens * d.H * d.C >= kWorthThreads;
+  const bool worth = worth_threads(tokens * d.H * d.C);
 
   in_parallel(pool, units, worth, [&](int unit) {
     const bool in_pages = unit < tiles;
@@ -570,36 +569,5 @@ ffi::Error Prefill(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuf
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkDecode, Decode,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<Ints>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>());
-
-XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkPrefill, Prefill,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<Floats>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Arg<Ints>()
-                                  .Arg<Ints>()
-                                  .Ret<Floats>()
-                                  .Ret<Floats>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkDecode, Decode);
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkPrefill, Prefill);

@@ -15,6 +15,12 @@
 
 namespace ffi = xla::ffi;
 
+// With it handlers are bound by their signatures alone (Ffi::BindTo).
+template <>
+struct xla::ffi::CtxBinding<ffi::ThreadPool> {
+  using Ctx = ffi::ThreadPool;
+};
+
 namespace {
 
 struct BFloat16 {
@@ -64,6 +70,9 @@ inline float* scratch(size_t count, int which) {
   const auto at = reinterpret_cast<uintptr_t>(held[which].data());
   return reinterpret_cast<float*>((at + kLine - 1) / kLine * kLine);
 }
+
+// So many multiplications are done before another thread wakes up.
+inline bool worth_threads(int64_t multiplications) { return multiplications >= 1 << 15; }
 
 // f(0) … f(count - 1), on this thread and on those of XLA. A thread that comes when all work is
 // taken touches nothing but `shared`.

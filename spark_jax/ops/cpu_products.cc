@@ -30,7 +30,6 @@ namespace {
 
 constexpr int kPad = 32;      // multiple that D of bfloat16 weights has
 constexpr int kManyRows = 16; // that a tile register holds
-constexpr int64_t kWorth = 1 << 16;  // multiplications: less is done before a thread wakes up
 
 struct Product {
   const void* x;  // [N, width], as the kernel at hand wants it
@@ -39,6 +38,7 @@ struct Product {
   int N, D, F;
   int width;  // of a row of x
   int blocks() const { return (F + kLanes - 1) / kLanes; }
+  bool worth() const { return worth_threads(int64_t(N) * D * F); }
 };
 
 inline void put(const Product& p, int row, int block, const float* sums) {
@@ -100,7 +100,7 @@ void blocks_in_registers(const Product& p, int block) {
 template <typename X, typename W>
 void vector_product(ffi::ThreadPool& pool, const Product& p) {
   const int units = (p.blocks() + kBlocks - 1) / kBlocks;
-  in_parallel(pool, units, int64_t(p.N) * p.D * p.F >= kWorth, [&](int unit) {
+  in_parallel(pool, units, p.worth(), [&](int unit) {
     const int first = unit * kBlocks, end = std::min(first + kBlocks, p.blocks());
     if (end - first == kBlocks) return blocks_in_registers<kBlocks, X, W>(p, first);
     for (int block = first; block < end; ++block) blocks_in_registers<1, X, W>(p, block);
@@ -178,8 +178,7 @@ void in_tiles(const Product& p, int row, int block) {
 
 void tile_product(ffi::ThreadPool& pool, const Product& p) {
   const int wide = p.N <= kManyRows ? 4 : 2;
-  in_parallel(pool, (p.blocks() + wide - 1) / wide, int64_t(p.N) * p.D * p.F >= kWorth,
-              [&](int unit) {
+  in_parallel(pool, (p.blocks() + wide - 1) / wide, p.worth(), [&](int unit) {
     Tiles tiles;
     const int first = unit * wide, count = std::min(wide, p.blocks() - first);
     if (count == 4) return in_tiles<1, 4>(p, 0, first);
@@ -221,8 +220,11 @@ X* rounded_rows(const float* x_ND, int N, int D, int rows, int width) {
   return out;
 }
 
+constexpr char kBest[] = "best";
+
 ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w,
-                    ffi::Result<ffi::Buffer<ffi::F32>> y, int32_t best) {
+                    ffi::Result<ffi::Buffer<ffi::F32>> y,
+                    ffi::Attr<int32_t, kBest> best) {
   Product p{};
   p.N = int(x.dimensions()[0]);
   p.D = int(x.dimensions()[1]);
@@ -239,7 +241,7 @@ ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
     return ffi::Error::InvalidArgument("weights have to be float32 or bfloat16");
   p.width = (p.D + kPad - 1) / kPad * kPad;
 #if defined(__AMX_BF16__)
-  if (best >= 2 && has_tiles()) {
+  if (*best >= 2 && has_tiles()) {
     const int rows = (p.N + 2 * kManyRows - 1) / (2 * kManyRows) * 2 * kManyRows;
     p.x = rounded_rows<BFloat16>(x.typed_data(), p.N, p.D, rows, p.width);
     tile_product(pool, p);
@@ -247,7 +249,7 @@ ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
   }
 #endif
 #if defined(__AVX512BF16__)
-  if (best >= 1) {
+  if (*best >= 1) {
     p.x = rounded_rows<BFloat16>(x.typed_data(), p.N, p.D, p.N, p.width);
     vector_product<BFloat16, BFloat16>(pool, p);
     return ffi::Error::Success();
@@ -260,10 +262,4 @@ ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
 
 }  // namespace
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkMultiply, Multiply,
-                              ffi::Ffi::Bind()
-                                  .Ctx<ffi::ThreadPool>()
-                                  .Arg<ffi::Buffer<ffi::F32>>()
-                                  .Arg<ffi::AnyBuffer>()
-                                  .Ret<ffi::Buffer<ffi::F32>>()
-                                  .Attr<int32_t>("best"));
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkMultiply, Multiply);

@@ -34,55 +34,10 @@ from spark_jax.cache.tiles import (
 )
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import packed, turned
-from spark_jax.ops.backend import Backend
 from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
+from spark_jax.rollout.engine_shape import GROUP, EngineShape, bucket
 from spark_jax.rollout.programs import DecodeRows, Weights, decode_chunk, prefill
 from spark_jax.types import UserError
-
-GROUP = 16  # tokens of one path that a prefill computes side by side
-
-
-@dataclasses.dataclass(frozen=True)
-class EngineShape:
-    """Fixed shapes of the sampler; every combination below is compiled once, before the start."""
-
-    rows: int  # most rows of a batch
-    slots: int  # tokens of a page
-    pages: int  # pages of the pool
-    path_tokens: int  # most tokens of a path
-    chunk: int = 16  # decoding steps between two looks of the host
-    prefill_tokens: int = 256  # most tokens of a prefill, all rows together
-    share_prefix: bool = True  # decoding reads pages that rows share once (cache/tiles.py)
-    backend: Backend = "xla"  # of attention (ops/backend.py)
-
-    @property
-    def row_ladder(self) -> tuple[int, ...]:
-        """Sizes of a decode batch. Few rows cost nearly what a few more do (weights are read
-        either way: 4 of SmolLM2 on a CPU 0.8 times what 8 do), many do not (16: 0.6 times 32)."""
-        if self.rows <= 8:
-            return _ladder(self.rows, 4, 2)
-        return tuple(sorted({*_ladder(self.rows, 2, 3), -(-3 * self.rows // 4)}))
-
-    @property
-    def table_pages(self) -> int:
-        """Width of the page table. One is enough: attention looks only at the pages in use."""
-        return -(-(self.path_tokens + self.chunk) // self.slots)
-
-    @property
-    def group_ladder(self) -> tuple[int, ...]:
-        """Sizes of a prefill, in groups of `GROUP` tokens: what the rows of a round lack is cut
-        into such groups, so that a long prompt beside short observations costs no padding."""
-        top = -(-self.prefill_tokens // GROUP)
-        return tuple(sorted({*_ladder(min(top, 16), 2, 4), top}))
-
-
-def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
-    """Bucket sizes, the largest is `top`: e.g. top 64, ratio 4, 2 rungs -> (16, 64)."""
-    return tuple(sorted({max(1, -(-top // ratio**i)) for i in range(rungs)}))
-
-
-def _bucket(ladder: tuple[int, ...], size: int) -> int:
-    return next(rung for rung in ladder if rung >= size)
 
 
 @dataclasses.dataclass(eq=False)
@@ -357,7 +312,7 @@ class Engine:
             return
         chunk = self.shape.chunk
         self._grow(rows, [min(row.pages.length + chunk, row.longest) for row in rows])
-        B = _bucket(self.shape.row_ladder, len(rows))
+        B = bucket(self.shape.row_ladder, len(rows))
         tiles = self._tiles(rows, B)
         start = time.perf_counter()
         token_BX, logprob_BX, stop_B = jax.device_get(self._decode(rows, B, tiles))

@@ -23,7 +23,8 @@ from spark_jax.models.config import ModelConfig
 from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
 from spark_jax.ops.backend import choose
-from spark_jax.rollout.engine import Engine, EngineShape
+from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.signals import USES_SURPRISE, ForkCounts, make_signal, never
 from spark_jax.rollout.stops import stop_table

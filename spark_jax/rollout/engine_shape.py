@@ -1,0 +1,53 @@
+"""The fixed shapes of the sampler: what is compiled, and how work is padded to it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from spark_jax.ops.backend import Backend
+
+GROUP = 16  # tokens of one path that a prefill computes side by side
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineShape:
+    """Fixed shapes of the sampler; every combination below is compiled once, before the start."""
+
+    rows: int  # most rows of a batch
+    slots: int  # tokens of a page
+    pages: int  # pages of the pool
+    path_tokens: int  # most tokens of a path
+    chunk: int = 16  # decoding steps between two looks of the host
+    prefill_tokens: int = 256  # most tokens of a prefill, all rows together
+    share_prefix: bool = True  # decoding reads pages that rows share once (cache/tiles.py)
+    backend: Backend = "xla"  # of attention (ops/backend.py)
+
+    @property
+    def row_ladder(self) -> tuple[int, ...]:
+        """Sizes of a decode batch. Few rows cost nearly what a few more do (weights are read
+        either way: 4 of SmolLM2 on a CPU 0.8 times what 8 do), many do not (16: 0.6 times 32)."""
+        if self.rows <= 8:
+            return _ladder(self.rows, 4, 2)
+        return tuple(sorted({*_ladder(self.rows, 2, 3), -(-3 * self.rows // 4)}))
+
+    @property
+    def table_pages(self) -> int:
+        """Width of the page table. One is enough: attention looks only at the pages in use."""
+        return -(-(self.path_tokens + self.chunk) // self.slots)
+
+    @property
+    def group_ladder(self) -> tuple[int, ...]:
+        """Sizes of a prefill, in groups of `GROUP` tokens: what the rows of a round lack is cut
+        into such groups, so that a long prompt beside short observations costs no padding."""
+        top = -(-self.prefill_tokens // GROUP)
+        return tuple(sorted({*_ladder(min(top, 16), 2, 4), top}))
+
+
+def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
+    """Bucket sizes, the largest is `top`: e.g. top 64, ratio 4, 2 rungs -> (16, 64)."""
+    return tuple(sorted({max(1, -(-top // ratio**i)) for i in range(rungs)}))
+
+
+def bucket(ladder: tuple[int, ...], size: int) -> int:
+    """The smallest rung that holds `size`."""
+    return next(rung for rung in ladder if rung >= size)
