@@ -81,7 +81,7 @@ class Node:
     reinvested: int = 0  # children given besides, from leaves that were left over in the end
     valid: bool = True  # the environment understood the action
     score: float = 0.0  # environment score after the step, 0..100
-    reward: float = 0.0  # 1 for success, on leaves only
+    reward: float = 0.0  # on leaves only: 1 for success, or the share of the full score
     done: bool = False  # the path ends here
     outcome: Outcome | None = None  # leaves only
     advantage: float | None = None  # filled in by the learner, for the record

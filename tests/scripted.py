@@ -147,7 +147,8 @@ class InstantEnvironments:
         text = " ".join([*(p.action for p in past), action])
         done = action.startswith(("win 1", "lose 1", "lose 2"))
         won = action.startswith("win 1")
-        return StepResult(f"seen {hash_text(text)}", 100.0 * won, done, won, action != "wait 3")
+        score = 100.0 if won else 40.0 if action.startswith("lose 2") else 0.0
+        return StepResult(f"seen {hash_text(text)}", score, done, won, action != "wait 3")
 
 
 def hash_text(text):

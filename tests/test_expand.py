@@ -12,7 +12,7 @@ from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.toy import COLOURS, ToyEnvironment, toy_tasks
 from spark_jax.rollout.budget import Budget, effective_branch
 from spark_jax.rollout.dialogue import NO_ACTION
-from spark_jax.rollout.expand import grow_trees
+from spark_jax.rollout.expand import grow_trees, leaf_reward
 from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.identity import host_random
 from spark_jax.rollout.reinvest import Place, openness, share_out
@@ -310,6 +310,35 @@ def test_limits_make_leaves():
             assert leaf.step <= 4 and tokens <= limits.path_tokens
             assert leaf.outcome != "step_limit" or leaf.step == 4
     assert outcomes == {"success", "failure", "step_limit", "token_limit"}
+
+
+@pytest.mark.parametrize(
+    "kind, outcome, score, reward",
+    [
+        ("success", "success", 70.0, 1.0),  # the environment's word, whatever it scores
+        ("success", "failure", 70.0, 0.0),
+        ("score", "failure", 70.0, 0.7),
+        ("score", "step_limit", -100.0, 0.0),
+        ("score", "success", 100.0, 1.0),
+    ],
+)
+def test_reward_of_a_leaf_by_hand(kind, outcome, score, reward):
+    assert leaf_reward(kind, outcome, score) == reward
+
+
+def test_score_as_reward_tells_failures_apart_and_changes_nothing_else():
+    rewards = set()
+    for seed in range(40):
+        (plain,), (scored,) = (
+            grow(dataclasses.replace(rule_of(), reward=kind), seed) for kind in ("success", "score")
+        )
+        leaves = [plain.nodes[i] for i in plain.leaf_ids()]
+        assert [leaf.reward for leaf in leaves] == [leaf.outcome == "success" for leaf in leaves]
+        for node, other in zip(plain.nodes, scored.nodes, strict=True):
+            assert dataclasses.replace(other, reward=node.reward) == node
+            assert other.reward == (other.score / 100 if other.outcome else 0)
+            rewards.add(other.reward)
+    assert rewards == {0.0, 0.4, 1.0}
 
 
 @pytest.mark.parametrize("fork_at", ["next_step", "same_step"])

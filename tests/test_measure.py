@@ -53,3 +53,10 @@ def test_success_of_the_policy_weighs_every_root_the_same():
     assert rollout_metrics([MIXED])["rollout/success_rate"] == 1 / 4
     assert path_success_rate([MIXED]) == pytest.approx((1 / 2 + 0) / 2)
     assert path_success_rate([MIXED, ALIKE]) == pytest.approx((1 / 2 + 0) / 4)
+
+
+def test_half_a_reward_is_no_success():
+    partial = tree([0, 0], [0.5, 1.0])
+    partial.nodes[1].outcome = "failure"
+    assert path_success_rate([partial]) == 1 / 2
+    assert rollout_metrics([partial])["rollout/success_rate"] == 1 / 2

@@ -36,7 +36,7 @@ def test_default_is_the_tiny_preset_with_the_papers_tree():
 
 
 def test_number_of_keys():
-    assert len(flatten(base_config())) <= 90
+    assert len(flatten(base_config())) <= 91
 
 
 def test_every_key_has_a_comment():

@@ -23,14 +23,18 @@ from spark_jax.models.weights import hf_tensors
 
 BATCH = 512  # tokens of a step at most
 MOST_SEQUENCES = 256  # what llama.cpp allows
-FILE_TYPES = {"float32": (np.float32, gguf.LlamaFileType.ALL_F32)}
-FILE_TYPES["float16"] = (np.float16, gguf.LlamaFileType.MOSTLY_F16)
+Stored, Kind = gguf.GGMLQuantizationType, gguf.LlamaFileType
+FILE_TYPES = {
+    "float32": (Stored.F32, Kind.ALL_F32),
+    "float16": (Stored.F16, Kind.MOSTLY_F16),
+    "bfloat16": (Stored.BF16, Kind.MOSTLY_BF16),
+}
 
 
 def write_gguf(model: Model, dtype: str, file: pathlib.Path) -> None:
     """The weights as llama.cpp reads them; a vocabulary of numbers, since nothing is tokenised."""
     c = model.config
-    kind, file_type = FILE_TYPES[dtype]
+    stored, file_type = FILE_TYPES[dtype]
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_file_type(file_type)
     writer.add_vocab_size(c.vocab_size)
@@ -49,7 +53,9 @@ def write_gguf(model: Model, dtype: str, file: pathlib.Path) -> None:
         if heads:  # the order of channels in which llama.cpp rotates
             rows = weight.shape[0] // heads
             weight = weight.reshape(heads, 2, rows // 2, -1).swapaxes(1, 2).reshape(weight.shape)
-        writer.add_tensor(gguf_name(name), weight.astype(kind if weight.ndim > 1 else np.float32))
+        kind = stored if weight.ndim > 1 else Stored.F32
+        data = gguf.quants.quantize(weight.astype(np.float32), kind)
+        writer.add_tensor(gguf_name(name), data, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -76,7 +82,7 @@ class Context:
         options.n_seq_max = min(MOST_SEQUENCES, 16 * rows)
         options.n_threads = options.n_threads_batch = threads
         options.kv_unified = True  # sequences share cells
-        options.type_k = options.type_v = 0 if dtype == "float32" else 1
+        options.type_k = options.type_v = Stored.F32 if dtype == "float32" else Stored.F16
         self.context = llama_cpp.llama_init_from_model(self.model, options)
         self.memory = llama_cpp.llama_get_memory(self.context)
         self.batch = llama_cpp.llama_batch_init(BATCH, 0, 1)

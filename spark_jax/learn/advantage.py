@@ -49,7 +49,8 @@ def path_success_rate(trees: Sequence[Tree]) -> float:
     over leaves counts a path once more for every fork on it; this one is unbiased, and so can be
     compared between trees of any shape and separate episodes."""
     weights = np.concatenate([path_weights(tree) for tree in trees])
-    return weighted_mean(np.concatenate([leaf_rewards(tree) for tree in trees]), weights)
+    outcomes = [tree.nodes[leaf].outcome for tree in trees for leaf in tree.leaf_ids()]
+    return weighted_mean(np.array([outcome == "success" for outcome in outcomes], float), weights)
 
 
 LEAF_WEIGHTS: dict[str, Callable[[Tree], np.ndarray]] = {

@@ -21,8 +21,9 @@ class Shape(NamedTuple):
 
 
 def success_rate(tree: Tree) -> float:
-    """Mean success over the roots, of a node the mean over its children: an estimate of how often
-    one episode succeeds, since a path that forks often does not weigh more."""
+    """Mean reward over the roots, of a node the mean over its children: an estimate of how often
+    one episode succeeds (`rl.reward=score`: of what it scores), since a path that forks often does
+    not weigh more."""
     value = [node.reward for node in tree.nodes]
     for node, kids in reversed(list(enumerate(tree.children()))):
         if kids:

@@ -57,6 +57,14 @@ def grow_trees(
     return [growing.tree() for growing in todo]
 
 
+def leaf_reward(kind: str, outcome: Outcome, score: float) -> float:
+    """R of a leaf: 1 for success and 0 otherwise (the paper's), or, with kind `score`, the share of
+    the environment's full score, which tells failures apart; a negative score is 0."""
+    if kind == "score":
+        return min(max(score, 0.0), 100.0) / 100
+    return 1.0 if outcome == "success" else 0.0
+
+
 class _Grower:
     """State of one call of `grow_trees`."""
 
@@ -222,7 +230,7 @@ class _Grower:
         outcome = self._outcome(growing, path, result, len(tokens))
         if outcome:
             node.done, node.outcome = True, outcome
-            node.reward = 1.0 if outcome == "success" else 0.0
+            node.reward = leaf_reward(growing.rule.reward, outcome, result.score)
             node.requested = node.granted = 0 if node.spark else 1
             self._finish(growing, path)
             return

@@ -28,6 +28,7 @@ class TreeRule:
     reinvest: bool = False  # leaves that are left in the end are spent (rollout/reinvest.py)
     surprise: bool = False  # the signal looks at `Node.surprise`, which is 0 otherwise
     patience: int = 0  # refused actions in a row that end a path; 0: it goes on to its limits
+    reward: str = "success"  # of a leaf: 1 for success, or the share of the score ("score")
 
 
 @dataclasses.dataclass(frozen=True)

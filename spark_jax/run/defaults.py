@@ -79,6 +79,7 @@ def base_config() -> ConfigDict:
     config.rl.rename = 0.0  # share of the trees whose dialogue swaps names (run/rename.py)
     config.rl.train_on = "all"  # train tasks: all, or (un)seen: with (no) warm-up dialogue
     config.rl.tasks_per_iteration = 8  # trees of an iteration
+    config.rl.reward = "success"  # of a leaf: success, 1 or 0 (the paper); score, its share of 100
     config.rl.types = "uniform"  # task types drawn: uniform, or mixed: by how often outcomes differ
     config.rl.learning_rate = 1e-4  # after warmup_steps
     config.rl.decay_to = 1.0  # share of the learning rate that is left at the end; 1: constant

@@ -114,7 +114,9 @@ def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:
     """Shape of the training trees. `counts`: for `tree.signal=calibrated`."""
     tree = config.tree
     rule = voting_rule(config, counts)
-    return dataclasses.replace(rule, reinvest=tree.reinvest, patience=tree.patience)
+    return dataclasses.replace(
+        rule, reinvest=tree.reinvest, patience=tree.patience, reward=config.rl.reward
+    )
 
 
 def voting_rule(config: ConfigDict, counts: ForkCounts | None = None) -> TreeRule:

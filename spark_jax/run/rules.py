@@ -21,6 +21,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.dtype": ("float32", "bfloat16"),
     "sft.optimizer": ("adamw", "muon"),
     "rl.train_on": ("all", "unseen", "seen"),
+    "rl.reward": ("success", "score"),
     "rl.types": ("uniform", "mixed"),
     "rl.optimizer": ("adamw", "muon"),
     "rl.kl": ("k3", "k2"),
