@@ -31,7 +31,6 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         config.sft.epochs = 20
         config.sft.panel_every = 5
         config.rl.iterations = 12
-        config.rl.tasks_per_iteration = 8
         # The expert's paths have 490 tokens, the longest 1,070; its responses at most 40.
         config.rollout.response_tokens = 56
         config.rollout.path_tokens = 1280
