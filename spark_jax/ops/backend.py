@@ -1,4 +1,5 @@
-"""Which implementation of the sampler's attention runs: one interface, (output, log-sum-exp)."""
+"""Which implementation of attention runs, in the sampler and, where it is C++, in the learner: one
+interface, (output, log-sum-exp)."""
 
 from __future__ import annotations
 
@@ -39,4 +40,4 @@ def choose(name: str, spread: bool) -> tuple[Backend, str]:
         return "native", ""
     if name == "native":
         raise UserError(f"config.rollout.backend=native cannot be built: {why}; use auto or xla.")
-    return "xla", f"sampling by plain XLA, slower than the C++ kernels: {why}"
+    return "xla", f"attention by plain XLA, slower than the C++ kernels: {why}"

@@ -17,7 +17,6 @@
 
 namespace {
 
-constexpr float kLow = -1e30f;  // below any score, and finite
 constexpr int kQueries = 4;     // that share one reading of a value
 constexpr int kMany = 8;        // queries from which on they are the lanes
 constexpr int kBlock = 128;     // tokens that a prefill looks at in one go
@@ -25,28 +24,6 @@ constexpr int kBlock = 128;     // tokens that a prefill looks at in one go
 inline void add_to(float* x, Lanes y) {
   y += load(x);
   std::memcpy(x, &y, sizeof y);
-}
-
-inline int32_t whole_part(float x) { return int32_t(x); }
-inline Whole whole_part(Lanes x) { return __builtin_convertvector(x, Whole); }
-inline float number(int32_t x) { return float(x); }
-inline Lanes number(Whole x) { return __builtin_convertvector(x, Lanes); }
-
-// e^x for x <= 0, to about 2e-7 of its value, of a number or of Lanes. 2^t is the whole part of t
-// as an exponent times a polynomial of the rest, which is in (0, 1].
-template <typename F>
-inline F exp_negative(F x) {
-  const F zero = {};
-  const F t = (x > -87.0f ? x : zero - 87.0f) * 1.44269504f;
-  const auto whole = whole_part(t) - 1;
-  const F f = t - number(whole);
-  F p = zero + 1.8775767e-3f;
-  p = p * f + 8.9893397e-3f;
-  p = p * f + 5.5826318e-2f;
-  p = p * f + 2.4015361e-1f;
-  p = p * f + 6.9315308e-1f;
-  p = p * f + 9.9999994e-1f;
-  return x > -87.0f ? p * same_bits<F>((whole + 127) << 23) : zero;
 }
 
 // Some tokens of one key head: runs of `slots` tokens, `stride` values apart.

@@ -61,6 +61,30 @@ inline Lanes load(const BFloat16* x) {
   return same_bits<Lanes>(__builtin_convertvector(half, Whole) << 16);
 }
 
+constexpr float kLow = -1e30f;  // below any score, and finite
+
+inline int32_t whole_part(float x) { return int32_t(x); }
+inline Whole whole_part(Lanes x) { return __builtin_convertvector(x, Whole); }
+inline float number(int32_t x) { return float(x); }
+inline Lanes number(Whole x) { return __builtin_convertvector(x, Lanes); }
+
+// e^x for x <= 0, to about 2e-7 of its value, of a number or of Lanes. 2^t is the whole part of t
+// as an exponent times a polynomial of the rest, which is in (0, 1].
+template <typename F>
+inline F exp_negative(F x) {
+  const F zero = {};
+  const F t = (x > -87.0f ? x : zero - 87.0f) * 1.44269504f;
+  const auto whole = whole_part(t) - 1;
+  const F f = t - number(whole);
+  F p = zero + 1.8775767e-3f;
+  p = p * f + 8.9893397e-3f;
+  p = p * f + 5.5826318e-2f;
+  p = p * f + 2.4015361e-1f;
+  p = p * f + 6.9315308e-1f;
+  p = p * f + 9.9999994e-1f;
+  return x > -87.0f ? p * same_bits<F>((whole + 127) << 23) : zero;
+}
+
 // Memory that a thread keeps from call to call, at the beginning of a cache line.
 inline float* scratch(size_t count, int which) {
   constexpr size_t kLine = 64;

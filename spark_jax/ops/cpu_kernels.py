@@ -1,7 +1,7 @@
-"""The sampler's attention and products as C++ for CPUs, which XLA calls through its FFI.
+"""Attention, and the sampler's products, as C++ for CPUs, which XLA calls through its FFI.
 
 Built once by this machine's compiler, for its own processor, and kept in the user's cache. Where
-there is no compiler the sampler uses plain XLA.
+there is no compiler plain XLA does it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ import jax.numpy as jnp
 
 from spark_jax.keep import cache_folder, keep
 
-_SOURCES = ("cpu_attention.cc", "cpu_products.cc")
+_SOURCES = ("cpu_attention.cc", "cpu_products.cc", "cpu_tree_attention.cc")
 _TARGETS = {
     "spark_decode": "SparkDecode",
     "spark_prefill": "SparkPrefill",
     "spark_multiply": "SparkMultiply",
+    "spark_tree_forward": "SparkTreeForward",
+    "spark_tree_backward": "SparkTreeBackward",
 }
 # What -ffast-math allows, without the switch it flips for the whole process (denormal numbers).
 _FLAGS = (
@@ -67,7 +69,7 @@ def _built() -> Path:
     if compiler is None:
         raise OSError("there is no C++ compiler")
     with tempfile.TemporaryDirectory() as folder:
-        text = "building the sampler's kernels for this processor (once, some 20 s)"
+        text = "building the kernels for this processor (once, some 20 s)"
         print(text, file=sys.stderr, flush=True)
         for file, text in sources.items():
             (Path(folder) / file).write_bytes(text)

@@ -18,7 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
-Backend = Literal["blockwise", "dense"]
+from spark_jax.ops.cpu_tree_attention import native_tree_attention
+
+# native: C++ for CPUs (ops/cpu_tree_attention.py), on one device and in float32.
+Backend = Literal["blockwise", "dense", "native"]
 
 DEFAULT_BLOCK = 128
 ROW_AXES = ("data", "fsdp")
@@ -228,6 +231,8 @@ def tree_attention(
     q, k, v = (x.reshape(rows * row_tokens, *x.shape[2:]) for x in (q_RTHC, k_RTKC, v_RTKC))
     if backend == "dense":
         out, lse = dense_tree_attention(q, k, v, flatten_end(end_RT))
+    elif backend == "native":
+        out, lse = native_tree_attention(q, k, v, flatten_end(end_RT))
     else:
         if blocks is None:
             blocks = key_blocks(flatten_end(end_RT), block)
@@ -251,8 +256,10 @@ def make_attend(
         blocks = key_blocks(flatten_end(end_RT), block) if backend == "blockwise" else None
 
         def attend(q_NHC, k_NKC, v_NKC, kv_layer):
-            if blocks is None:
+            if backend == "dense":
                 out, _ = dense_tree_attention(q_NHC, k_NKC, v_NKC, flatten_end(end_RT))
+            elif backend == "native":
+                out, _ = native_tree_attention(q_NHC, k_NKC, v_NKC, flatten_end(end_RT))
             else:
                 out, _ = blockwise_tree_attention(q_NHC, k_NKC, v_NKC, blocks)
             return out, kv_layer

@@ -22,6 +22,7 @@ from spark_jax.models.chat import Codec
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
+from spark_jax.ops import tree_attention
 from spark_jax.ops.backend import choose
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
@@ -144,12 +145,23 @@ def limits(config: ConfigDict) -> Limits:
     return Limits(config.env.max_steps, config.rollout.response_tokens, config.rollout.path_tokens)
 
 
+def _tree_attention(config: ConfigDict, policy: Policy) -> tree_attention.Backend:
+    """The learner's attention: C++ where the sampler's is (`rollout.backend`)."""
+    backend, _ = choose(config.rollout.backend, spread=policy.mesh is not None)
+    return "native" if backend == "native" else "blockwise"
+
+
 def sft_steps(config: ConfigDict, policy: Policy) -> Steps:
     """Optimiser steps of the warm-up."""
     make = OPTIMISERS[config.sft.optimizer]
     optimizer = make(weight_decay=config.sft.weight_decay, max_norm=config.rl.grad_clip)
     return make_steps(
-        policy.config, sft_loss, optimizer, mesh=policy.mesh, remat=config.train.remat
+        policy.config,
+        sft_loss,
+        optimizer,
+        mesh=policy.mesh,
+        remat=config.train.remat,
+        backend=_tree_attention(config, policy),
     )
 
 
@@ -173,6 +185,7 @@ def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
         temperature=rl.temperature,
         mesh=policy.mesh,
         remat=config.train.remat,
+        backend=_tree_attention(config, policy),
         entropy_gradient=rl.entropy_coef > 0 and not pairs,
     )
 
