@@ -31,6 +31,10 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         config.sft.epochs = 20
         config.sft.panel_every = 5
         config.rl.iterations = 12
+        # At ScienceWorld's 3e-4 and 1.25 every run lost on L0 (docs/log.md).
+        config.rl.learning_rate = 5e-5
+        config.rl.temperature = 0.6
+        config.rl.rename = 0.0
         # The expert's paths have 490 tokens, the longest 1,070; its responses at most 40.
         config.rollout.response_tokens = 56
         config.rollout.path_tokens = 1280
