@@ -7,7 +7,7 @@ import pytest
 from small_run import SETTINGS
 
 from spark_jax.envs.response import METAREASONING, parse_response
-from spark_jax.run import loop
+from spark_jax.run import loop, reinforce
 from spark_jax.run.config import load_config
 from spark_jax.run.metrics import read_metrics
 from spark_jax.run.treefile import read_trees, tree_path
@@ -33,9 +33,9 @@ class Killed(Exception):
     pass
 
 
-def killed_and_resumed(folder, monkeypatch, settings, function="write_trees", at=3):
-    """A run whose `function` of the loop ends it at its call number `at`, then the same again."""
-    calls, real = [], getattr(loop, function)
+def killed_and_resumed(folder, monkeypatch, settings, at):
+    """A run that ends when it writes trees for the `at`-th time, then the same again."""
+    calls, real = [], reinforce.write_trees
 
     def once(*args, **kwargs):
         calls.append(1)
@@ -43,7 +43,7 @@ def killed_and_resumed(folder, monkeypatch, settings, function="write_trees", at
             raise Killed
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(loop, function, once)
+    monkeypatch.setattr(reinforce, "write_trees", once)
     with pytest.raises(Killed):
         play(folder, *settings)
     play(folder, *settings)
