@@ -31,7 +31,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
         config.sft.epochs = 20
         config.sft.panel_every = 5
         config.rl.iterations = 12
-        # At ScienceWorld's 3e-4 and 1.25 every run lost on L0 (docs/log.md).
+        # With 16 trees an iteration every run at ScienceWorld's 3e-4 lost on L0 (docs/log.md).
         config.rl.learning_rate = 5e-5
         config.rl.temperature = 0.6
         config.rl.rename = 0.0

@@ -432,9 +432,6 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* 
   });
 }
 
-using Ints = ffi::Buffer<ffi::S32>;
-using Floats = ffi::Buffer<ffi::F32>;
-
 template <typename T>
 const T* data(ffi::AnyBuffer& x) {
   return static_cast<const T*>(x.untyped_data());

@@ -23,6 +23,9 @@ struct xla::ffi::CtxBinding<ffi::ThreadPool> {
 
 namespace {
 
+using Ints = ffi::Buffer<ffi::S32>;
+using Floats = ffi::Buffer<ffi::F32>;
+
 struct BFloat16 {
   uint16_t bits;
 };

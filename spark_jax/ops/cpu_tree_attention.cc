@@ -64,20 +64,15 @@ inline void multiply_panel(Matrix left, const float* right, int right_row, float
 // to = left right, or with `add` to += left right; `rows` is a multiple of 8, `columns` of 16.
 void multiply(Matrix left, const float* right, int right_row, float* to, int to_row, int rows,
               int columns, int depth, bool add) {
-  constexpr int kMost = kHeld / 4;
+  constexpr int kWidest = kHeld / 4;  // 4 or 1
   for (int c = 0; c < columns;) {
     const int left_over = (columns - c) / kLanes;
-    if (kMost >= 4 && left_over >= 4) {
-      multiply_panel<4 <= kMost ? 4 : 1>(left, right + c, right_row, to + c, to_row, rows, depth,
-                                         add);
-      c += 4 * kLanes;
-    } else if (left_over >= 2) {
-      multiply_panel<2>(left, right + c, right_row, to + c, to_row, rows, depth, add);
-      c += 2 * kLanes;
-    } else {
-      multiply_panel<1>(left, right + c, right_row, to + c, to_row, rows, depth, add);
-      c += kLanes;
-    }
+    const int wide = left_over >= kWidest && kWidest > 2 ? kWidest : std::min(left_over, 2);
+    const auto panel = wide > 2    ? &multiply_panel<kWidest>
+                       : wide == 2 ? &multiply_panel<2>
+                                   : &multiply_panel<1>;
+    panel(left, right + c, right_row, to + c, to_row, rows, depth, add);
+    c += wide * kLanes;
   }
 }
 
@@ -107,14 +102,16 @@ struct Mask {
   bool all(int i, int j) const { return j < i && least[j] >= (i + 1) * kBlock; }
 };
 
-// Key head k of `from` [N, K, C], as [tokens, wide] with zeros where there is nothing.
-void pack_keys(const float* from, const Sizes& s, int k, float* to) {
-  for (int n = 0; n < s.tokens(); ++n) {
-    float* row = to + int64_t(n) * s.wide;
-    const int some = n < s.N ? s.C : 0;
-    if (some) std::copy_n(from + (int64_t(n) * s.K + k) * s.C, s.C, row);
-    std::fill(row + some, row + s.wide, 0.0f);
-  }
+// Keys or values [N, K, C] as [K, tokens, wide], with zeros where there is nothing.
+void pack(ffi::ThreadPool& pool, Floats& from, const Sizes& s, float* to) {
+  in_parallel(pool, s.K, true, [&](int k) {
+    for (int n = 0; n < s.tokens(); ++n) {
+      float* row = to + (int64_t(k) * s.tokens() + n) * s.wide;
+      const int some = n < s.N ? s.C : 0;
+      if (some) std::copy_n(from.typed_data() + (int64_t(n) * s.K + k) * s.C, s.C, row);
+      std::fill(row + some, row + s.wide, 0.0f);
+    }
+  });
 }
 
 // The queries (or what has their shape) of block i that look at key head k, of `from` [N, H, C],
@@ -189,9 +186,6 @@ void soften(float* scores_XM, const Sizes& s, const Mask& mask, int i, int j, fl
   }
 }
 
-using Ints = ffi::Buffer<ffi::S32>;
-using Floats = ffi::Buffer<ffi::F32>;
-
 Sizes sizes_of(Floats& q, Floats& k) {
   return Sizes(int(q.dimensions()[0]), int(q.dimensions()[1]), int(k.dimensions()[1]),
                int(q.dimensions()[2]));
@@ -205,10 +199,8 @@ ffi::Error Forward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints end,
   const float scale = 1.0f / std::sqrt(float(s.C));
   float* keys = scratch(2 * s.K * head, 0);
   float* values = keys + s.K * head;
-  in_parallel(pool, s.K, true, [&](int unit) {
-    pack_keys(k.typed_data(), s, unit, keys + unit * head);
-    pack_keys(v.typed_data(), s, unit, values + unit * head);
-  });
+  pack(pool, k, s, keys);
+  pack(pool, v, s, values);
   in_parallel(pool, s.K * s.blocks, true, [&](int unit) {
     const int i = s.blocks - 1 - unit / s.K, head_k = unit % s.K;  // the longest first
     float* q_CM = scratch(size_t(s.M) * (3 * s.wide + kBlock + 2), 1);
@@ -270,10 +262,8 @@ ffi::Error Backward(ffi::ThreadPool pool, Floats q, Floats k, Floats v, Ints end
   // Keys and values of each head; then gradients of both of each slice of each head.
   float* keys = scratch(2 * s.K * (1 + kSlices) * head, 0);
   float *values = keys + s.K * head, *grads = values + s.K * head;
-  in_parallel(pool, s.K, true, [&](int unit) {
-    pack_keys(k.typed_data(), s, unit, keys + unit * head);
-    pack_keys(v.typed_data(), s, unit, values + unit * head);
-  });
+  pack(pool, k, s, keys);
+  pack(pool, v, s, values);
   in_parallel(pool, s.K * kSlices, true, [&](int unit) {
     const int head_k = unit / kSlices, slice = unit % kSlices;
     float *d_keys = grads + unit * 2 * head, *d_values = d_keys + head;

@@ -229,15 +229,21 @@ def tree_attention(
     """
     rows, row_tokens, heads, channels = q_RTHC.shape
     q, k, v = (x.reshape(rows * row_tokens, *x.shape[2:]) for x in (q_RTHC, k_RTKC, v_RTKC))
-    if backend == "dense":
-        out, lse = dense_tree_attention(q, k, v, flatten_end(end_RT))
-    elif backend == "native":
-        out, lse = native_tree_attention(q, k, v, flatten_end(end_RT))
-    else:
-        if blocks is None:
-            blocks = key_blocks(flatten_end(end_RT), block)
-        out, lse = blockwise_tree_attention(q, k, v, blocks)
+    if backend == "blockwise" and blocks is None:
+        blocks = key_blocks(flatten_end(end_RT), block)
+    out, lse = _attend_tokens(q, k, v, end_RT, backend, blocks)
     return out.reshape(q_RTHC.shape), lse.reshape(rows, row_tokens, heads)
+
+
+def _attend_tokens(
+    q_NHC: jax.Array, k_NKC: jax.Array, v_NKC: jax.Array, end_RT: jax.Array,
+    backend: Backend, blocks: KeyBlocks | None,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """The attention of `backend` over rows laid one after the other; `blocks` for blockwise."""
+    if backend == "blockwise":
+        return blockwise_tree_attention(q_NHC, k_NKC, v_NKC, blocks)
+    attend = native_tree_attention if backend == "native" else dense_tree_attention
+    return attend(q_NHC, k_NKC, v_NKC, flatten_end(end_RT))
 
 
 def make_attend(
@@ -256,13 +262,7 @@ def make_attend(
         blocks = key_blocks(flatten_end(end_RT), block) if backend == "blockwise" else None
 
         def attend(q_NHC, k_NKC, v_NKC, kv_layer):
-            if backend == "dense":
-                out, _ = dense_tree_attention(q_NHC, k_NKC, v_NKC, flatten_end(end_RT))
-            elif backend == "native":
-                out, _ = native_tree_attention(q_NHC, k_NKC, v_NKC, flatten_end(end_RT))
-            else:
-                out, _ = blockwise_tree_attention(q_NHC, k_NKC, v_NKC, blocks)
-            return out, kv_layer
+            return _attend_tokens(q_NHC, k_NKC, v_NKC, end_RT, backend, blocks)[0], kv_layer
 
         return attend
 
