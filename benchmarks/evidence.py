@@ -10,7 +10,8 @@ wrote <explore>; more SFT gets the seconds that its RL took. Every run is a proc
 a second call goes on where the first one stopped. Several calls may run side by side, with
 other --seeds or --methods or with the same ones: no run is ever played by two of them. The tables
 and the plot are printed and written to RUNS/evidence.md and .svg after every call, with a list of
-what is missing. Any setting may be overridden (--config.rl.iterations=20); it holds for all runs.
+what is missing of the methods that were asked for or begun. Any setting may be overridden
+(--config.rl.iterations=20); it holds for all runs.
 docs/results/README.md says how the comparison is fair and how to read it.
 """
 
@@ -253,8 +254,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", default="", help="of this call; default: 0,1,2")
     parser.add_argument(
         "--methods",
-        default=",".join(METHODS),
-        help=f"of this call; also {', '.join(MORE_METHODS)}",
+        default="",
+        help=f"of this call; default: {','.join(METHODS)}; also {', '.join(MORE_METHODS)}",
     )
     parser.add_argument("--tokens", type=int, default=0, help="each method samples; 0: as SPARK")
     parser.add_argument("--warmup", default="", help="work folders of warm-ups, with {seed}")
@@ -274,7 +275,8 @@ def main(argv: Sequence[str]) -> int:
     names = options.seeds.split(",") if options.seeds else [str(seed) for seed in SEEDS]
     if not all(name.isdigit() for name in names):
         raise UserError(f"--seeds is {options.seeds!r}; it has to be numbers such as 0,1,2.")
-    seeds, methods = [int(name) for name in names], options.methods.split(",")
+    seeds = [int(name) for name in names]
+    methods = options.methods.split(",") if options.methods else list(METHODS)
     known = METHODS | MORE_METHODS
     if unknown := [name for name in methods if name not in known]:
         raise UserError(f"there is no method {unknown[0]!r}; choose from {', '.join(known)}.")
@@ -288,11 +290,7 @@ def main(argv: Sequence[str]) -> int:
     failed = [] if options.table else play_all(runs, plan, in_order(plan, seeds, methods))
 
     wanted = [Run(m, s) for m in known for s in sorted({*SEEDS, *seeds})]
-    wanted = [
-        run
-        for run in wanted
-        if run.method in METHODS or run.method in methods or folder(runs, run).is_dir()
-    ]
+    wanted = [r for r in wanted if r.method in methods or folder(runs, r).parent.is_dir()]
     folders = {run: folder(runs, run) for run in wanted}
     warmups = {
         run: folder(runs, run)

@@ -37,7 +37,7 @@ LABELS = {
     "warmup": "all others",
     "warmup-rlvmr": "RLVMR",
 }
-BASELINE = "grpo"
+BASELINES = ("grpo", "sft")  # gains are compared with those of the first that was played
 RUNNING = 3  # iterations that the curve of train success is averaged over
 
 Folders = Mapping[tuple[str, int], pathlib.Path]  # (method, seed) -> work folder
@@ -139,8 +139,8 @@ def costs_table(runs: Mapping[str, Mapping[int, Ended]]) -> list[str]:
 
 
 def split_table(runs: Mapping[str, Mapping[int, Ended]], split: str) -> list[str]:
-    """Success on a split before and after, the paired gain, and the paired difference to GRPO from
-    the same warm-ups; intervals over seeds and episodes."""
+    """Success on a split before and after, the paired gain, and the paired difference to the gain
+    of the baseline from the same warm-ups; intervals over seeds and episodes."""
     have = {
         method: {seed: run for seed, run in of.items() if split in run.after["splits"]}
         for method, of in runs.items()
@@ -148,31 +148,31 @@ def split_table(runs: Mapping[str, Mapping[int, Ended]], split: str) -> list[str
     entries = [e for of in have.values() for run in of.values() for e in (run.before, run.after)]
     same_panel(entries, split)
     count = len(outcomes(entries[0], split))
-    lines = _head(
-        f"## {split}: success of {count} episodes a seed, %", "method", "seeds", "after warm-up",
-        "after", "gain, points", "gain over that of GRPO, points",
-    )  # fmt: skip
+    baseline = next((method for method in BASELINES if method in runs), None)
+    columns = ["method", "seeds", "after warm-up", "after", "gain, points"]
+    columns += [f"gain over that of {LABELS[baseline]}, points"] if baseline else []
+    lines = _head(f"## {split}: success of {count} episodes a seed, %", *columns)
     for method, of in have.items():
         if not of:
             continue
         before = [outcomes(run.before, split) for run in of.values()]
         after = [outcomes(run.after, split) for run in of.values()]
-        lines.append(
-            _row(
-                LABELS[method],
-                str(len(of)),
-                percent(bootstrap(before)),
-                percent(bootstrap(after)),
-                points(paired_difference(before, after)),
-                _over_baseline(of, have.get(BASELINE, {}), split) if method != BASELINE else "",
-            )
-        )
+        cells = [
+            LABELS[method],
+            str(len(of)),
+            percent(bootstrap(before)),
+            percent(bootstrap(after)),
+            points(paired_difference(before, after)),
+        ]
+        if baseline:
+            cells.append("" if method == baseline else _over_baseline(of, have[baseline], split))
+        lines.append(_row(*cells))
     return lines
 
 
 def _over_baseline(of: Mapping[int, Ended], base: Mapping[int, Ended], split: str) -> str:
-    """How much more a method gained than GRPO, episode by episode. From the same warm-up that is
-    the difference of what they reach; RLVMR has another one, so its own start is taken off."""
+    """How much more a method gained than the baseline, episode by episode. From the same warm-up
+    that is the difference of what they reach; RLVMR has another one, so its start is taken off."""
     both = [seed for seed in of if seed in base]
     if not both:
         return "–"

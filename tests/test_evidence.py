@@ -302,16 +302,29 @@ def test_tables_by_hand(tmp_path):
     assert cells(text, "## Warm-ups")["all others"] == ["1", "5", "1", "900", "3", "0.125"]
 
 
+def test_without_grpo_gains_are_compared_with_those_of_more_sft(tmp_path):
+    named = [Run("spark", 0), Run("sft", 0)]
+    finish(tmp_path, named[0], {1}, {1, 2, 3})
+    finish(tmp_path, named[1], {1}, {1, 2})
+    text = report(folders_of(tmp_path, *named), {}, PLAN, 0)
+    assert "gain over that of more SFT, points" in text and "GRPO" not in text
+    assert cells(text, "## L1")["SPARK"][4].startswith("+10.0")
+    assert cells(text, "## L1")["more SFT"][4] == ""
+
+
 def test_a_partial_table_says_what_is_missing(tmp_path):
     named = [Run("spark", 0), Run("spark", 1), Run("grpo", 1)]
     finish(tmp_path, named[0], {1}, {1, 2})
     start_or_resume(evidence.folder(tmp_path, named[1]), load_config(TOY, ["seed=1"]))  # started
     text = report(folders_of(tmp_path, *named), {}, PLAN, 0)
     assert "**Partial: 2 of 3 runs are missing: SPARK (seed 1); GRPO (seed 1).**" in text
-    assert cells(text, "## L1")["SPARK"][4] == "–", "no run of GRPO with these seeds"
+    assert len(cells(text, "## L1")["SPARK"]) == 4, "no run of GRPO to compare with"
     assert "GRPO" not in cells(text, "## Cost")
     nothing = report(folders_of(tmp_path, Run("grpo", 1)), {}, PLAN, 0)
     assert "not known yet" in nothing and "## Cost" not in nothing
+    finish(tmp_path, Run("grpo", 1), {1}, {1})
+    success = cells(report(folders_of(tmp_path, *named), {}, PLAN, 0), "## L1")
+    assert success["SPARK"][4] == "–" and success["GRPO"][4] == "", "none with the same seed"
 
 
 # --- the whole command --------------------------------------------------------------------------
@@ -345,7 +358,7 @@ def test_the_whole_comparison_on_the_toy(tmp_path, monkeypatch, capsys):
     assert read_config(runs / "rlvmr" / "seed0").tree.roots == 8
 
     text = docs.read_text()
-    assert "20 of 24 runs are missing: SPARK (seeds 1, 2); GRPO" in text
+    assert "8 of 12 runs are missing: SPARK (seeds 1, 2); RLVMR" in text, "of those asked for"
     assert "![success against cost](toy.svg)" in text and docs.with_suffix(".svg").is_file()
     names = {"SPARK", "RLVMR", "random forks", "more SFT"}
     assert set(cells(text, "## L1")) == names == set(cells(text, "## L2"))
@@ -353,4 +366,6 @@ def test_the_whole_comparison_on_the_toy(tmp_path, monkeypatch, capsys):
     # Again: nothing is played.
     monkeypatch.setattr(evidence, "play", None)
     assert evidence.main([f"--runs={runs}", "--seeds=0", "--methods=random,sft"]) == 0
-    capsys.readouterr()
+    assert "8 of 12 runs are missing" in capsys.readouterr().out, "of those begun before, too"
+    assert evidence.main([f"--runs={runs}", "--table"]) == 0
+    assert "20 of 24 runs are missing: SPARK (seeds 1, 2); GRPO" in capsys.readouterr().out
