@@ -27,6 +27,8 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.eval.splits = ("L0", "L1")
     if preset in ("tiny", "nano"):
         config.sft.epochs = 16  # pages are long: an epoch costs twice ScienceWorld's
+        config.sft.batch_paths = 4  # more steps for the same time: 5 points of L0 (docs/log.md)
+        config.sft.learning_rate = 4e-3
         config.sft.panel_every = 4
         # One leaf in ten succeeds, but most buy something that is right in part: three groups in
         # four differ in score. At 1.25 its long responses are babble and nothing is bought; at 1
