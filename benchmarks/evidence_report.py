@@ -86,7 +86,7 @@ def report(folders: Folders, warmups: Folders, plan: Any, budget: int) -> str:
             f"{LABELS[m]} (seed{'s' * (len(some) > 1)} {', '.join(some)})" for m, some in of.items()
         )
         lines += [f"**Partial: {len(missing)} of {len(folders)} runs are missing: {named}.**", ""]
-    lines += _settings(plan, budget, seeds)
+    lines += _settings(plan, budget, list(dict.fromkeys(m for m, _ in folders)), seeds)
     if runs:
         lines += ["", "![success against cost](IMAGE)", "", *costs_table(runs)]
         for split in sorted(
@@ -99,8 +99,9 @@ def report(folders: Folders, warmups: Folders, plan: Any, budget: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _settings(plan: Any, budget: int, seeds: Sequence[int]) -> list[str]:
+def _settings(plan: Any, budget: int, methods: Sequence[str], seeds: Sequence[int]) -> list[str]:
     command = ["python benchmarks/evidence.py", f"--config={plan.config}"]
+    command += [f"--methods={','.join(methods)}"]
     command += [f"--tokens={plan.tokens}"] if plan.tokens else []
     command += [f"--config.{setting}" for setting in plan.overrides]
     origin = "given"

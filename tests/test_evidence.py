@@ -267,7 +267,8 @@ def test_tables_by_hand(tmp_path):
         finish(tmp_path, Run("warmup", seed), {1}, set())
     warm = folders_of(tmp_path, Run("warmup", 0), Run("warmup", 1))
     text = report(folders_of(tmp_path, *named), warm, PLAN, 1400)
-    assert "Partial" not in text and "1,400 sampled tokens" in text and TOY in text
+    assert "Partial" not in text and "1,400 sampled tokens" in text
+    assert f"evidence.py --config={TOY} --methods=spark,grpo,rlvmr,sft\n" in text
 
     assert cells(text, "## Cost")["SPARK"] == ["2", "2", "1,400", "100", "20", "16"]
     assert cells(text, "## Cost")["more SFT"] == ["2", "–", "0", "0", "0", "8"]
