@@ -254,8 +254,8 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--seeds", default="", help="of this call; default: 0,1,2")
     parser.add_argument(
         "--methods",
-        default="",
-        help=f"of this call; default: {','.join(METHODS)}; also {', '.join(MORE_METHODS)}",
+        default=",".join(METHODS),
+        help=f"of this call; also {', '.join(MORE_METHODS)}",
     )
     parser.add_argument("--tokens", type=int, default=0, help="each method samples; 0: as SPARK")
     parser.add_argument("--warmup", default="", help="work folders of warm-ups, with {seed}")
@@ -275,8 +275,7 @@ def main(argv: Sequence[str]) -> int:
     names = options.seeds.split(",") if options.seeds else [str(seed) for seed in SEEDS]
     if not all(name.isdigit() for name in names):
         raise UserError(f"--seeds is {options.seeds!r}; it has to be numbers such as 0,1,2.")
-    seeds = [int(name) for name in names]
-    methods = options.methods.split(",") if options.methods else list(METHODS)
+    seeds, methods = [int(name) for name in names], options.methods.split(",")
     known = METHODS | MORE_METHODS
     if unknown := [name for name in methods if name not in known]:
         raise UserError(f"there is no method {unknown[0]!r}; choose from {', '.join(known)}.")
@@ -289,8 +288,8 @@ def main(argv: Sequence[str]) -> int:
     plan = settle_plan(runs, asked)
     failed = [] if options.table else play_all(runs, plan, in_order(plan, seeds, methods))
 
-    wanted = [Run(m, s) for m in known for s in sorted({*SEEDS, *seeds})]
-    wanted = [r for r in wanted if r.method in methods or folder(runs, r).parent.is_dir()]
+    named = [method for method in known if method in methods or (runs / method).is_dir()]
+    wanted = [Run(method, seed) for method in named for seed in sorted({*SEEDS, *seeds})]
     folders = {run: folder(runs, run) for run in wanted}
     warmups = {
         run: folder(runs, run)
