@@ -1,6 +1,6 @@
 """Recorded trees as counts of tokens: what every engine of benchmarks/rollout.py has to produce.
 
-    python benchmarks/workload.py runs/gain/seed0 --iteration 13 --out benchmarks/workloads/x.json
+    python benchmarks/workload.py runs/tiny --iteration 13 --out benchmarks/workloads/x.json
 
 A workload is a JSON file with one list of nodes a tree; a node is [parent, response tokens, context
 tokens], depth-first, and node 0 is the prompt. The texts come from the tree files of a run; they

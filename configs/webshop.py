@@ -26,7 +26,7 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.env.max_steps = 15  # the paper's
     config.eval.splits = ("L0", "L1")
     if preset in ("tiny", "nano"):
-        config.sft.epochs = 12  # pages are long: 16 take more than a quarter of an hour in all
+        config.sft.epochs = 12  # pages are long: an epoch takes 45 s on two cores (docs/log.md)
         config.sft.batch_paths = 4  # more steps for the same time: 5 points of L0 (docs/log.md)
         config.sft.learning_rate = 4e-3
         config.sft.panel_every = 4
