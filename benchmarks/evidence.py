@@ -1,7 +1,7 @@
 """Which method teaches more with the same sampled tokens: from the same warm-ups, over seeds.
 
-    python benchmarks/evidence.py --runs=runs/evidence
-    python benchmarks/evidence.py --runs=runs/evidence --table --docs=docs/results/scienceworld.md
+    python benchmarks/evidence.py --config=configs/webshop.py --methods=spark,sft
+    python benchmarks/evidence.py --config=configs/webshop.py --table --docs=tables/webshop.md
 
 For each seed one warm-up, from which every method starts (RLVMR has other tags and so a warm-up of
 its own), and for each method RL until it has sampled as many tokens as the first run of SPARK did
@@ -35,6 +35,7 @@ from spark_jax.run.costs import last_evaluation, rows_after_warmup, spent  # noq
 from spark_jax.run.files import write_text  # noqa: E402
 from spark_jax.types import UserError  # noqa: E402
 
+DEFAULT = "configs/scienceworld.py"
 SEEDS = (0, 1, 2)  # fixed before anything was run
 WARMUPS = {"warmup": (), "warmup-rlvmr": ("algo.name=rlvmr",)}
 SEPARATE = "tree.roots={leaves}"  # separate episodes, whatever tree.roots is for the trees
@@ -237,7 +238,7 @@ def settle_plan(runs: pathlib.Path, asked: Plan) -> Plan:
                         "the old ones or another --runs."
                     )
             return Plan(**old)
-        plan = asked._replace(config=asked.config or "configs/scienceworld.py")
+        plan = asked._replace(config=asked.config or DEFAULT)
         load_config(plan.config, plan.overrides)  # mistakes end here, before anything is written
         write_text(path, json.dumps(plan._asdict(), indent=1) + "\n")
         return plan
@@ -249,8 +250,10 @@ def _shown(value: object) -> str:
 
 def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="benchmarks/evidence.py", description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="", help="default: configs/scienceworld.py")
-    parser.add_argument("--runs", default="runs/evidence", help="folder of the runs' work folders")
+    parser.add_argument("--config", default="", help=f"default: {DEFAULT}")
+    parser.add_argument(
+        "--runs", default="", help="folder of the work folders; default: runs/evidence-CONFIG"
+    )
     parser.add_argument("--seeds", default="", help="of this call; default: 0,1,2")
     parser.add_argument(
         "--methods",
@@ -281,7 +284,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"there is no method {unknown[0]!r}; choose from {', '.join(known)}.")
     if options.tokens < 0:
         raise UserError(f"--tokens is {options.tokens}; it has to be 1 or more.")
-    runs = pathlib.Path(options.runs)
+    config = pathlib.PurePath(options.config or DEFAULT).name.replace(".py", "").replace(":", "-")
+    runs = pathlib.Path(options.runs or f"runs/evidence-{config}")
     if options.table and not (runs / "plan.json").is_file():
         raise UserError(f"{runs} holds no runs of this command, so there is nothing to collect.")
     asked = Plan(options.config, settings, options.warmup, options.tokens, seeds[0])

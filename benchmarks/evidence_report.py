@@ -79,7 +79,7 @@ def report(folders: Folders, warmups: Folders, plan: Any, budget: int) -> str:
     runs = ended(folders)
     seeds = sorted({seed for _, seed in folders})
     missing = [(m, s) for m, s in folders if s not in runs.get(m, {})]
-    lines = ["# Methods at the same number of sampled tokens", ""]
+    lines = [f"# {plan.config}: methods at the same number of sampled tokens", ""]
     if missing:
         of = {m: [str(s) for n, s in missing if n == m] for m, _ in missing}
         named = "; ".join(
@@ -102,6 +102,7 @@ def report(folders: Folders, warmups: Folders, plan: Any, budget: int) -> str:
 def _settings(plan: Any, budget: int, methods: Sequence[str], seeds: Sequence[int]) -> list[str]:
     command = ["python benchmarks/evidence.py", f"--config={plan.config}"]
     command += [f"--methods={','.join(methods)}"]
+    command += [f"--warmup={plan.warmup}"] if plan.warmup else []
     command += [f"--tokens={plan.tokens}"] if plan.tokens else []
     command += [f"--config.{setting}" for setting in plan.overrides]
     origin = "given"

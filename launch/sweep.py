@@ -3,9 +3,12 @@
     python launch/sweep.py configs/sweeps/branch.py --runs=runs/branch --seeds=0,1,2
     python launch/sweep.py --grid tree.leaves=4,8,16 --runs=runs/leaves --config.rl.iterations=4
 
-A sweep file holds GRID, a dictionary from config keys to lists of values. Every run is a process of
-its own with its own work folder; a second call goes on where the first one stopped. --print lists
-the commands instead, for a job queue; --table only collects what is there.
+A sweep file holds GRID: a dictionary from config keys to lists of values, of which all combinations
+run, or a list of dictionaries from config keys to a value, one for each setting. Every run is a
+process of its own with its own work folder; a second call passes over what is finished and goes on
+where the first one stopped. --print lists the commands instead, for a job queue; --table only
+collects what is there. All settings play the same number of iterations, whatever they cost: the
+table and the plot say what.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from typing import NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from spark_jax.run.command_line import Parser, exit_code, take_overrides  # noqa: E402
+from spark_jax.run.config import load_config, read_config  # noqa: E402
 from spark_jax.run.cost_plot import plot_costs  # noqa: E402
 from spark_jax.run.costs import (  # noqa: E402
     COSTS,
@@ -31,6 +35,7 @@ from spark_jax.run.costs import (  # noqa: E402
     rows_after_warmup,
     spent,
 )
+from spark_jax.run.defaults import flatten  # noqa: E402
 from spark_jax.run.files import write_text  # noqa: E402
 from spark_jax.run.statistics import bootstrap, percent  # noqa: E402
 from spark_jax.types import UserError  # noqa: E402
@@ -43,27 +48,65 @@ class Cell(NamedTuple):
     overrides: tuple[str, ...]
 
 
-def cells(grid: Mapping[str, Sequence[object]]) -> list[Cell]:
-    """All combinations, in the order of the grid."""
+class Job(NamedTuple):
+    """One run."""
+
+    cell: Cell
+    seed: int
+    workdir: pathlib.Path
+    command: list[str]
+
+
+Grid = Mapping[str, Sequence[object]] | Sequence[Mapping[str, object]]
+
+
+def cells(grid: Grid) -> list[Cell]:
+    """The settings, in the order of the grid."""
+    if isinstance(grid, Mapping):
+        grid = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
     out = []
-    for values in itertools.product(*grid.values()):
-        pairs = list(zip(grid, values, strict=True))
-        name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in pairs)
-        overrides = tuple(f"--config.{key}={value}" for key, value in pairs)
+    for setting in grid:
+        name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in setting.items())
+        overrides = tuple(f"{key}={value}" for key, value in setting.items())
         out.append(Cell(name.replace("/", "_") or "base", overrides))
     return out
 
 
-def commands(runs, config, grid, seeds, extra) -> list[tuple[Cell, int, pathlib.Path, list[str]]]:
-    """(cell, seed, work folder, command) of every run."""
+def jobs(
+    runs: str, config: str, grid: Grid, seeds: Sequence[int], extra: Sequence[str]
+) -> list[Job]:
+    """Every run, in order; all settings are checked.
+
+    Raises:
+      UserError: a setting is wrong, or `extra` overrides what the sweep varies.
+    """
     out = []
     for cell in cells(grid):
+        varied = {"seed"} | {override.split("=")[0] for override in cell.overrides}
+        for override in extra:
+            if override.split("=")[0] in varied:
+                raise UserError(
+                    f"--config.{override} would be the same in all runs, but the sweep varies "
+                    f"{override.split('=')[0]}; leave one of the two out (--seeds names the seeds)."
+                )
+        load_config(config, [*cell.overrides, *extra])
         for seed in seeds:
             workdir = pathlib.Path(runs) / cell.name / f"seed{seed}"
             command = [sys.executable, "-m", "spark_jax.main", f"--config={config}"]
-            command += [f"--workdir={workdir}", f"--config.seed={seed}", *cell.overrides, *extra]
-            out.append((cell, seed, workdir, command))
+            command += [f"--workdir={workdir}"]
+            command += [f"--config.{o}" for o in (f"seed={seed}", *cell.overrides, *extra)]
+            out.append(Job(cell, seed, workdir, command))
     return out
+
+
+def is_finished(job: Job, config: str) -> bool:
+    """The run has come to its end, with the settings that it would have now."""
+    if last_evaluation(job.workdir) is None:
+        return False
+    overrides = [word.removeprefix("--config.") for word in job.command if "--config." in word]
+    return flatten(read_config(job.workdir)) == flatten(load_config(config, overrides))
 
 
 def table(folders: Mapping[str, Sequence[pathlib.Path]]) -> str:
@@ -95,21 +138,36 @@ def plot(folders: Mapping[str, Sequence[pathlib.Path]], file: pathlib.Path) -> N
     plot_costs({"success on train tasks, %": lines}, file)
 
 
-def read_grid(file: str, texts: Sequence[str]) -> dict[str, list]:
-    """GRID of a sweep file, and `KEY=VALUE,VALUE` of --grid. Raises UserError for mistakes."""
-    grid = {}
+def read_grid(file: str, texts: Sequence[str]) -> Grid:
+    """GRID of a sweep file, or `KEY=VALUE,VALUE` of --grid, or both if GRID is a dictionary.
+
+    Raises:
+      UserError: for mistakes.
+    """
+    grid: Grid = {}
     if file:
         if not pathlib.Path(file).is_file():
             raise UserError(f"there is no sweep file {file}; configs/sweeps has some.")
         grid = runpy.run_path(file).get("GRID")
-        if not isinstance(grid, dict) or not grid:
-            raise UserError(f"{file} has no GRID, a dictionary from config keys to value lists.")
+        if not _is_grid(grid):
+            raise UserError(
+                f"{file} has no GRID, a dictionary from config keys to value lists or a list of "
+                "dictionaries from config keys to a value."
+            )
     for text in texts:
         key, _, values = text.partition("=")
         if not key or not values:
             raise UserError(f"--grid {text} has to be KEY=VALUE,VALUE, e.g. tree.leaves=4,8,16.")
+        if not isinstance(grid, Mapping):
+            raise UserError(f"--grid {text} cannot be combined with {file}, whose GRID is a list.")
         grid = {**grid, key: values.split(",")}
     return grid
+
+
+def _is_grid(grid: object) -> bool:
+    if isinstance(grid, dict):
+        return bool(grid) and all(isinstance(values, list | tuple) for values in grid.values())
+    return isinstance(grid, list) and bool(grid) and all(isinstance(c, dict) and c for c in grid)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -132,19 +190,22 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--seeds is {options.seeds!r}; it has to be numbers such as 0,1,2.")
     seeds = [int(seed) for seed in options.seeds.split(",")]
     grid = read_grid(options.sweep, options.grid)
-    extra = [f"--config.{override}" for override in overrides]
-    todo = commands(options.runs, options.config, grid, seeds, extra)
+    todo = jobs(options.runs, options.config, grid, seeds, overrides)
     if options.list:
-        for _, _, _, command in todo:
-            print(shlex.join(command))
+        for job in todo:
+            print(shlex.join(job.command))
         return 0
     folders: dict[str, list[pathlib.Path]] = {}
     failed = 0
-    for i, (cell, seed, workdir, command) in enumerate(todo, 1):
-        folders.setdefault(cell.name, []).append(workdir)
-        if not options.table:
-            print(f"[{i} of {len(todo)}] {cell.name}, seed {seed}", flush=True)
-            failed += subprocess.run(command).returncode != 0
+    for i, job in enumerate(todo, 1):
+        folders.setdefault(job.cell.name, []).append(job.workdir)
+        if options.table:
+            continue
+        finished = is_finished(job, options.config)
+        state = ": finished" if finished else ""
+        print(f"[{i} of {len(todo)}] {job.cell.name}, seed {job.seed}{state}", flush=True)
+        if not finished:
+            failed += subprocess.run(job.command).returncode != 0
     runs = pathlib.Path(options.runs)
     text = table(folders)
     write_text(runs / "sweep.md", text + "\n")

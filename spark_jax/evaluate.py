@@ -25,17 +25,17 @@ from ml_collections import ConfigDict
 
 from spark_jax.run.command_line import Parser, exit_code, parse
 from spark_jax.run.config import read_config
+from spark_jax.run.defaults import flatten
 from spark_jax.run.endpoint_options import (
     add_endpoint_options,
     connected,
     describe_cost,
     prices_of,
 )
-from spark_jax.run.evalfile import evaluation, read_evaluations
+from spark_jax.run.evalfile import OWN_NAMES, evaluation, read_evaluations
 from spark_jax.run.prompted import Prompted, evaluate_prompted
 from spark_jax.run.rules import SPLITS
-from spark_jax.run.statistics import points
-from spark_jax.run.summary import compare, print_summary, print_types
+from spark_jax.run.summary import compare, print_summary, print_types, shared_tasks
 from spark_jax.types import UserError
 
 
@@ -63,8 +63,10 @@ def main(argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--evaluations",
-        default="",
-        help="with --compare: A's and B's names; default: the last that both have",
+        nargs=2,
+        default=(),
+        metavar=("NAME_A", "NAME_B"),
+        help="with --compare: A's and B's evaluation; default: the last that both have",
     )
     add_endpoint_options(parser)
     options, config = parse(parser, argv)
@@ -79,8 +81,10 @@ def main(argv: Sequence[str]) -> None:
     if not options.workdir:
         raise UserError("name a work folder, or two after --compare.")
     workdir = Path(options.workdir)
+    if config is not None and (workdir / "config.json").is_file():
+        _tell_differences(read_config(workdir), config)
     config = config or read_config(workdir)
-    from spark_jax.run.evaluator import Request, evaluate, leaked, seen_tasks  # JAX from here on
+    from spark_jax.run.evaluator import Request, evaluate  # JAX from here on
 
     temperature = _temperature(options, config)
     name = _name(options, options.checkpoint, temperature)
@@ -92,11 +96,26 @@ def main(argv: Sequence[str]) -> None:
     entry = evaluate(config, workdir, request)
     print_summary([entry])
     print_types(entry)
-    seen = seen_tasks(workdir)
-    for split, summary in entry["splits"].items():
-        count = leaked(summary["results"], seen)
+    for split, count in entry["leaked"].items():
+        if count is None:
+            print(f"{split}: whether the model was trained on these tasks is not known")
+        else:
+            episodes = entry["splits"][split]["episodes"]
+            print(f"{split}: {count} of {episodes} episodes play a task of the training data")
+
+
+def _tell_differences(trained: ConfigDict, config: ConfigDict) -> None:
+    """Says in which settings of the task and the prompt the evaluation departs from the run."""
+    theirs, ours = flatten(trained), flatten(config)
+    changed = [
+        f"{key}={ours[key]} (trained with {theirs.get(key)})"
+        for key in ours
+        if key.startswith(("algo.name", "env.", "model.")) and theirs.get(key) != ours[key]
+        and key != "env.workers"
+    ]  # fmt: skip
+    if changed:
         print(
-            f"{split}: {count} of {summary['episodes']} episodes play a task of the training data"
+            f"evaluates under other settings than the run's: {', '.join(changed)}", file=sys.stderr
         )
 
 
@@ -106,9 +125,10 @@ def evaluate_endpoint(options: argparse.Namespace, config: ConfigDict | None) ->
         if not options.workdir:
             raise UserError("--endpoint needs --config=configs/scienceworld.py, or a work folder.")
         config = read_config(options.workdir)
-    if options.checkpoint != "newest" or options.seed:
+    if options.checkpoint != "newest" or options.seed or options.fork:
         raise UserError(
-            "--checkpoint and --seed are for models of ours; leave them out with --endpoint."
+            "--checkpoint, --seed and --fork are for models of ours; leave them out with "
+            "--endpoint."
         )
     stop, prices = threading.Event(), prices_of(options)
     temperature = _temperature(options, config)
@@ -135,6 +155,10 @@ def _name(options: argparse.Namespace, who: str, temperature: float) -> str:
     name = options.name
     if "/" in name or name.startswith("."):
         raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
+    if name in OWN_NAMES:
+        raise UserError(
+            f"--name={name} is that of an evaluation of the run itself; choose another."
+        )
     asked = [who, f"x{options.samples}", f"T{temperature:g}"]
     if options.splits:
         asked.append(options.splits)
@@ -155,23 +179,31 @@ def _splits(names: str, config: ConfigDict) -> tuple[str, ...]:
     return splits
 
 
-def print_comparison(first: str, second: str, names: str) -> None:
+# What two evaluations are compared in: title, field of their results, unit.
+COMPARED = (
+    ("success, points", "success", 0.01),
+    ("score", "score", 1.0),
+    ("steps", "steps", 1.0),
+    ("tokens", "response_tokens", 1.0),
+)
+
+
+def print_comparison(first: str, second: str, names: Sequence[str]) -> None:
     """Paired differences of two runs on the tasks that both played."""
-    wanted = names.split(",") if names else _last_of_both(first, second)
-    if len(wanted) != 2:
-        raise UserError("--evaluations takes two names, A's and B's, with a comma between.")
+    wanted = names or _last_of_both(first, second)
     a, b = (_entry(folder, name) for folder, name in zip((first, second), wanted, strict=True))
     shared = sorted(set(a["splits"]) & set(b["splits"]))
     if not shared:
         raise UserError(f"{first} and {second} have no split in common: evaluate both on one.")
-    print(f"B = {second}, {_describe(b)}\nA = {first}, {_describe(a)}\nB - A, success in points:")
+    print(f"B = {second}, {_describe(b)}\nA = {first}, {_describe(a)}")
     for split in shared:
-        d = compare(a, b, split)
-        if d is None:
-            print(f"{split}: no task in common")
-            continue
-        p = "p < 0.001" if d.p_value < 0.001 else f"p = {d.p_value:.3f}"
-        print(f"{split}: {points(d)}, {p}")
+        tasks = shared_tasks(a, b, split)
+        print(f"{split}, B - A on the {tasks} tasks that both played:")
+        for title, field, unit in COMPARED if tasks else ():
+            d = compare(a, b, split, field)
+            estimate, low, high = (f"{x / unit:+.1f}" for x in d[:3])
+            p = "p < 0.001" if d.p_value < 0.001 else f"p = {d.p_value:.3f}"
+            print(f"  {title}: {estimate} [{low}, {high}], {p}")
 
 
 def _last_of_both(first: str, second: str) -> list[str]:

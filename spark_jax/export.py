@@ -15,7 +15,8 @@ from spark_jax.types import UserError
 
 
 def export(workdir: Path, folder: Path, checkpoint: str = "newest") -> int:
-    """Weights, config and tokenizer of a run's checkpoint; returns the step it belongs to.
+    """Weights, config and tokenizer of a run's checkpoint, and the tasks that it was trained on;
+    returns the step it belongs to.
 
     Raises UserError for a folder that is no run's, a checkpoint that is not there, or a target that
     holds something already.
@@ -23,6 +24,7 @@ def export(workdir: Path, folder: Path, checkpoint: str = "newest") -> int:
     from spark_jax.models.presets import Model, save_model
     from spark_jax.run.checkpoint import check_checkpoint, saved_parameters
     from spark_jax.run.policy import load_policy
+    from spark_jax.run.seen import write_record
 
     config = read_config(workdir)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -32,6 +34,7 @@ def export(workdir: Path, folder: Path, checkpoint: str = "newest") -> int:
     params, step = saved_parameters(workdir, policy.params, checkpoint)
     save_model(Model(policy.config, params, policy.codec), folder)
     policy.codec.save_for_transformers(folder)
+    write_record(workdir, folder)
     return step
 
 

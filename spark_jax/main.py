@@ -17,7 +17,7 @@ from spark_jax.run.command_line import Parser, exit_code, parse
 def main(argv: Sequence[str]) -> None:
     parser = Parser(prog="python -m spark_jax.main", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--workdir", default="", help="work folder; the default is runs/NAME-PRESET-seedS"
+        "--workdir", default="", help="work folder; the default is runs/NAME-PRESET-ALGO-seedS"
     )
     options, config = parse(parser, argv, default_config="configs/scienceworld.py")
     # After the config is known to be good: JAX takes a second.

@@ -4,6 +4,8 @@ import json
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 import transformers
 from small_run import OVERRIDES, SETTINGS
@@ -11,14 +13,16 @@ from small_run import OVERRIDES, SETTINGS
 from spark_jax.evaluate import main
 from spark_jax.export import main as export_command
 from spark_jax.models.presets import load_model
+from spark_jax.models.transformer import causal_attend, forward, unembed
 from spark_jax.run.checkpoint import saved_parameters
 from spark_jax.run.command_line import exit_code
 from spark_jax.run.config import load_config
-from spark_jax.run.evalfile import EpisodeResult, read_evaluations, split_summary
-from spark_jax.run.evaluator import leaked, seen_tasks
+from spark_jax.run.costs import evaluated
+from spark_jax.run.evalfile import EpisodeResult, own, read_evaluations, split_summary
 from spark_jax.run.loop import run
 from spark_jax.run.policy import load_policy
-from spark_jax.run.summary import passes, type_rows
+from spark_jax.run.seen import leaked, seen_tasks
+from spark_jax.run.summary import summary_rows, type_rows
 from spark_jax.types import Task
 
 CHANGED = ["rl.iterations=1", "eval.episodes=4", "eval.splits=L1"]
@@ -101,26 +105,64 @@ def test_only_what_matters_starts_an_evaluation_over(trained):
         assert (trained / "evaluations" / f"{name}.old0.jsonl").exists() == starts_over
 
 
-def test_the_training_data_is_known(trained):
-    seen = seen_tasks(trained)
-    assert len([t for t in seen if t.split == "train"]) == len(seen) >= 12
-    results = [{"type": t.type, "variation": t.variation, "seed": t.seed} for t in list(seen)[:3]]
-    assert leaked([*results, {"type": "doors-2x3", "variation": 9999, "seed": 0}], seen) == 3
+def test_the_training_data_is_known(trained, tmp_path, capsys):
+    config = load_config("configs/toy.py", RUN)
+    seen = seen_tasks(trained, config, "newest")
     trees = (trained / "trees" / "0.jsonl").read_text()
-    assert all(Task(**json.loads(line)["task"]) in seen for line in trees.splitlines())
+    played = [Task(**json.loads(line)["task"]) for line in trees.splitlines()]
+    unknown = Task("toy", "doors-2x3", 9999)
+    assert len(seen) >= 12 and leaked([*played, unknown], seen, config) == len(played) > 0
+    other = load_config("configs/toy.py", [*RUN, "env.data_dir=other/data"])
+    assert leaked(played, seen, other) == 0  # other games under the same numbers
+    # The split that a task was drawn for does not make it another one.
+    assert leaked([Task(**{**vars(played[0]), "split": "L1"})], seen, config) == 1
+    main([str(trained), "--splits=L1", "--episodes=2", "--name=unseen"])
+    assert "L1: 0 of 2 episodes play a task of the training data" in capsys.readouterr().out
+    assert read_evaluations(trained)[-1]["leaked"] == {"L1": 0}
+
+    # An export says what it was trained on; without that nobody knows.
+    exported = tmp_path / "exported"
+    export_command([str(trained), str(exported)])
+    config = load_config("configs/toy.py", [*RUN, f"model.path={exported}"])
+    assert seen_tasks(tmp_path / "new", config, "initial") == seen
+    assert seen_tasks(tmp_path / "new", config, "newest") is None
+    (exported / "training_tasks.json").unlink()
+    prompted = ["--config=configs/toy.py", *OVERRIDES, f"--config.model.path={exported}"]
+    main([str(tmp_path / "new"), *prompted, "--checkpoint=initial", "--splits=L1", "--episodes=1"])
+    assert "trained on these tasks is not known" in capsys.readouterr().out
+    assert read_evaluations(tmp_path / "new")[0]["leaked"] == {"L1": None}
 
 
-def test_episodes_of_other_settings_are_not_taken_over(trained):
+def test_episodes_of_other_settings_are_not_taken_over(trained, capsys):
     arguments = [str(trained), "--splits=L1", "--episodes=3", "--name=longer"]
     main([*arguments, "--config=configs/toy.py", *OVERRIDES])
     main([*arguments, "--config=configs/toy.py", *OVERRIDES, "--config.env.max_steps=1"])
     assert all(e["steps"] == 1 for e in episodes(trained, "longer"))
+    assert "settings than the run's: env.max_steps=1 (trained with 6)" in capsys.readouterr().err
 
 
 def test_two_runs_are_compared_on_what_both_played(trained, tmp_path, capsys):
-    main(["--compare", str(trained), str(trained), "--evaluations=after warm-up,after RL"])
+    main([str(trained), "--splits=L1", "--episodes=3", "--name=three, of L1"])
+    names = ["after warm-up", "three, of L1"]
+    main(["--compare", str(trained), str(trained), "--evaluations", *names])
     out = capsys.readouterr().out
-    assert re.search(r"L1: [+-]\d+\.\d \[[+-]\d+\.\d, [+-]\d+\.\d\], p = \d\.\d{3}", out)
+    assert "L1, B - A on the 3 tasks that both played" in out
+    for title in ("success, points", "score", "steps", "tokens"):
+        number = r"[+-]\d+\.\d"
+        assert re.search(rf"{title}: {number} \[{number}, {number}\], p = \d\.\d{{3}}", out)
+
+
+def test_an_evaluation_asked_for_is_not_part_of_the_runs_course(trained):
+    before = summary_rows(own(read_evaluations(trained)))
+    main([str(trained), "--splits=L1", "--episodes=4", "--temperature=1", "--name=later"])
+    entries = read_evaluations(trained)
+    (later,) = (e for e in entries if e["name"] == "later")
+    asked = {"checkpoint": "newest", "fork": False, "samples": 1, "seed": 0}
+    assert later["asked"].items() >= asked.items() and "later" not in str(own(entries))
+    assert [row[-2:] for row in summary_rows(entries) if row[0] == "L1"] == [
+        row[-2:] for row in before if row[0] == "L1"
+    ]
+    assert len(evaluated(trained, "L1")) == 2
 
 
 def test_a_policy_is_exported_as_a_hub_folder(trained, tmp_path, capsys):
@@ -145,8 +187,27 @@ def test_a_policy_is_exported_as_a_hub_folder(trained, tmp_path, capsys):
     text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
     assert tokenizer(text)["input_ids"] == ids
     assert tokenizer.eos_token_id == codec.end_of_turn_id
+    described = transformers.AutoConfig.from_pretrained(tmp_path / "out")
+    assert described.eos_token_id == codec.end_of_turn_id and described.bos_token_id is None
+    assert described.pad_token_id == codec.pad_id
+    assert described.max_position_embeddings == policy.config.context
     code = exit_code(export_command, [str(trained), str(tmp_path / "out")])
     assert code == 2 and "is not empty" in capsys.readouterr().err
+
+
+def test_transformers_gives_the_logits_of_an_exported_policy(trained, tmp_path):
+    torch = pytest.importorskip("torch", reason="torch, which transformers computes with, is away")
+    export_command([str(trained), str(tmp_path / "out")])
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    model = load_model("nano", str(tmp_path / "out"))
+    ids = model.codec.encode_prompt("", "open the red door")
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].numpy()
+    hidden, _ = forward(
+        model.params, model.config, jnp.array(ids), jnp.arange(len(ids)), causal_attend(1)
+    )
+    logits = unembed(model.params, model.config, hidden)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +221,8 @@ def test_a_policy_is_exported_as_a_hub_folder(trained, tmp_path, capsys):
         (["/nowhere/at/all"], "/nowhere/at/all"),
         (["{new}", "--config=configs/toy.py"], "holds no checkpoint"),
         (["{new}", "--config=configs/toy.py", "--checkpoint=initial"], "has no vocabulary"),
-        (["--compare", "{run}", "{run}", "--evaluations=x,y"], "no evaluation 'x'; it has"),
+        (["--compare", "{run}", "{run}", "--evaluations", "x", "y"], "no evaluation 'x'; it"),
+        (["{run}", "--name=after RL"], "of the run itself"),
     ],
 )
 def test_mistakes_end_in_one_sentence(trained, capsys, arguments, message):
@@ -180,14 +242,21 @@ def test_pass_at_k_and_averages_by_hand():
     results = [result(v, s) for v, s in ((0, 1), (1, 0), (0, 0), (1, 0), (0, 1), (1, 0))]
     results += [result(2, 1, "b")] * 3
     summary = split_summary(results)
-    assert passes(summary["results"]) == {
-        2: pytest.approx((1 + 0 + 1) / 3),
-        3: pytest.approx(2 / 3),
+    assert {k: rate[0] for k, rate in summary["pass_at"].items()} == {
+        "2": pytest.approx((1 + 0 + 1) / 3),
+        "3": pytest.approx(2 / 3),
     }
+    assert summary["pass_at"]["3"][1:] == [0.0, 1.0]
     rows = type_rows({"name": "x", "splits": {"L1": summary}})
     named = {row[1]: row[3] for row in rows}
     assert named["mean over episodes"].startswith("55.6 [0.0, 100.0]")
     assert named["mean over types"].startswith(f"{100 * (2 / 6 + 1) / 2:.1f}")
     # Three samples of a task say less than three tasks: the interval is over tasks.
     assert summary["interval"][0] == 0.0 and summary["interval"][1] == 1.0
-    assert passes(split_summary([result(0, 1), result(1, 0)])["results"]) == {}
+    assert summary["macro"][0] == pytest.approx((2 / 6 + 1) / 2)
+    once = split_summary([result(0, 1), result(1, 0)])
+    assert once["pass_at"] == {}
+    # One interval for one number: with one episode a task the table shows Wilson's.
+    named = {row[1]: row[3] for row in type_rows({"name": "x", "splits": {"L1": once}})}
+    low, high = (100 * x for x in once["interval"])
+    assert named["mean over episodes"] == f"50.0 [{low:.1f}, {high:.1f}]"

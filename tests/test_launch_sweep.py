@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from small_run import SETTINGS
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
@@ -26,8 +27,13 @@ def test_cells_are_all_combinations():
         "roots=2,signal=explore", "roots=2,signal=never",
         "roots=4,signal=explore", "roots=4,signal=never",
     ]  # fmt: skip
-    assert sweep.cells(grid)[1].overrides == ("--config.tree.roots=2", "--config.tree.signal=never")
+    assert sweep.cells(grid)[1].overrides == ("tree.roots=2", "tree.signal=never")
     assert [cell.name for cell in sweep.cells({})] == ["base"]
+    listed = [{"tree.signal": "never", "tree.roots": 8}, {"tree.signal": "explore"}]
+    assert sweep.cells(listed) == [
+        ("signal=never,roots=8", ("tree.signal=never", "tree.roots=8")),
+        ("signal=explore", ("tree.signal=explore",)),
+    ]
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda p: p.stem)
@@ -36,17 +42,42 @@ def test_every_sweep_of_the_paper_is_valid(file):
         [sys.executable, "launch/sweep.py", str(file), "--runs=runs/x", "--seeds=0,1", "--print"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
-    assert len(listed) % 2 == 0 and len(listed) >= 8 and len(set(listed)) == len(listed)
+    assert len(listed) % 2 == 0 and len(listed) >= 4 and len(set(listed)) == len(listed)
     for line in listed:
         overrides = [w.removeprefix("--config.") for w in line.split() if w.startswith("--config.")]
         load_config(str(ROOT / "configs" / "scienceworld.py"), overrides)
 
 
 def test_overrides_may_be_two_words(capsys):
-    words = ["--runs=x", "--config.rl.iterations", "4", "--print", "--config.seed=3"]
+    words = ["--runs=x", "--config.rl.iterations", "4", "--print", "--config.tree.leaves=16"]
     assert sweep.main(words) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert line.endswith("--config.rl.iterations=4 --config.seed=3")
+    assert line.endswith("--config.seed=0 --config.rl.iterations=4 --config.tree.leaves=16")
+
+
+def test_runs_are_processes_and_finished_ones_are_passed_over(tmp_path, capfd):
+    """Two settings, of which one fails; then only that one is run again."""
+    small = [f"--config.{s}" for s in SETTINGS if not s.startswith(("eval.splits", "rl.iter"))]
+    words = ["--config=configs/toy.py", f"--runs={tmp_path}", "--grid=rl.iterations=0,1", *small]
+    blocked = tmp_path / "iterations=1" / "seed0"
+    blocked.parent.mkdir()
+    blocked.write_text("a file where the work folder should be")
+    assert sweep.main([*words, "--config.eval.splits=L1"]) == 1
+    captured = capfd.readouterr()
+    assert "1 of 2 runs failed" in captured.err and "1 of 1" in captured.out
+    metrics = tmp_path / "iterations=0" / "seed0" / "metrics.jsonl"
+    before = metrics.stat().st_mtime_ns
+    blocked.unlink()
+    assert sweep.main([*words, "--config.eval.splits=L1"]) == 0
+    out = capfd.readouterr().out
+    assert "[1 of 2] iterations=0, seed 0: finished" in out
+    assert metrics.stat().st_mtime_ns == before
+    lines = (tmp_path / "sweep.md").read_text().splitlines()
+    assert [line.split("|")[2].strip() for line in lines[2:]] == ["1 of 1", "1 of 1"]
+    assert (tmp_path / "sweep.svg").stat().st_size > 1000
+    # Other settings are another run, and main says that the folder is taken.
+    assert sweep.main([*words, "--config.eval.splits=L1", "--config.tree.branch=3"]) == 1
+    assert "was started with config.tree.branch" in capfd.readouterr().err
 
 
 def finished(folder, successes, tokens):
@@ -107,6 +138,10 @@ def test_the_table_has_the_last_evaluation_and_the_costs(tmp_path):
         (["--runs=x", "--grid=tree.leaves"], "KEY=VALUE"),
         (["--runs=x", "--seeds=a"], "--seeds is 'a'"),
         (["--runs=x", "--config.tree.leaves", "--print"], "config.tree.leaves has no value"),
+        (["--runs=x", "configs/sweeps/leaves.py", "--config.tree.leaves=8"], "the sweep varies"),
+        (["--runs=x", "--seeds=0,1", "--config.seed=3"], "the sweep varies seed"),
+        (["--runs=x", "configs/sweeps/signal.py", "--grid=tree.leaves=4,8"], "GRID is a list"),
+        (["--runs=x", "--grid=tree.leaves=8,2"], "tree.roots"),  # before anything runs
         ([], "--runs"),
     ],
 )

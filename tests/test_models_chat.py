@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -74,7 +75,6 @@ def tokenizer_of_family(special, cut):
     ],
 )
 def test_segments_add_up_to_the_whole_template(special, cut, template, name, tmp_path):
-    transformers = pytest.importorskip("transformers")
     tokenizer_of_family(special, cut).save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template})
@@ -102,6 +102,25 @@ def test_a_model_that_ends_its_own_turn_gives_the_same_tokens(special):
     ours = codec.encode_turn("An ant.", ended=False)
     assert ours[0] == codec.end_of_turn_id
     assert ours[1:] == codec.encode_turn("An ant.", ended=True)
+
+
+@pytest.mark.parametrize("special", [CHATML_SPECIAL, LLAMA3_SPECIAL, COMPACT_SPECIAL])
+@pytest.mark.parametrize("system", ["", " You act.\n"])
+def test_an_exported_tokenizer_writes_the_conversation_that_was_trained_on(
+    special, system, tmp_path
+):
+    codec = Codec(train_bpe(TEXTS, 400, special))
+    codec.save_for_transformers(tmp_path)
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids = codec.encode_prompt(system, "goal ")
+    ids += codec.encode_response(TEXTS[0]) + codec.encode_turn("An ant.", ended=False)
+    messages = [{"role": "system", "content": system}] if system else []
+    for role, text in [("user", "goal "), ("assistant", TEXTS[0]), ("user", "An ant.")]:
+        messages.append({"role": role, "content": text})
+    text = exported.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert exported(text, add_special_tokens=False)["input_ids"] == ids
+    assert exported.eos_token_id == codec.end_of_turn_id
+    assert exported.pad_token_id == codec.pad_id
 
 
 def test_compact_format_costs_one_token_a_mark():

@@ -141,6 +141,7 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["env.protocol=all"], "held_out"),
         (["env.success=lose"], "did you mean loose?"),
         (["env.protocol=all_types"], "L2"),
+        (["env.simplification=easy,openDoors"], "easy, or some of teleportAction"),
         (["eval.splits=L0,L3"], "L3"),
         (["eval.splits=L0,L0"], "twice"),
         (["rl.learning_rate=0"], "more than 0"),

@@ -155,6 +155,16 @@ def test_a_refusal_is_final(status, hint):
 def test_messages_that_do_not_fit(error):
     with pytest.raises(TooLong):
         ask(script(Reply({"error": error}, 400)))
+    # A wrong key is no matter of length, whatever the answer says.
+    text, _ = fails(script(Reply({"error": error}, 401)))
+    assert "check the key" in text
+
+
+def test_a_content_filter_ends_no_evaluation():
+    """It refuses these messages only: an empty response, and the episode goes on."""
+    error = {"message": "The response was filtered by the policy.", "code": "content_filter"}
+    completion, asked = ask(script(Reply({"error": error}, 400)))
+    assert completion == Completion("", 0, 0) and len(asked) == 1
 
 
 def pauses(*replies, **settings):

@@ -242,9 +242,10 @@ def test_an_endpoint_and_a_checkpoint_are_compared(tmp_path, capsys):
     )
     capsys.readouterr()
     main(["--compare", str(tmp_path / "a"), str(tmp_path / "b")])
-    assert "L1: +100.0" in capsys.readouterr().out
-    main(["--compare", str(tmp_path / "c"), str(tmp_path / "b"), "--evaluations=red,same"])
-    assert "L2: +" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "L1, B - A on the 5 tasks" in out and "success, points: +100.0" in out
+    main(["--compare", str(tmp_path / "c"), str(tmp_path / "b"), "--evaluations", "red", "same"])
+    assert "L2, B - A on the" in capsys.readouterr().out
 
 
 def test_a_dead_endpoint_loses_nothing(tmp_path, capsys):

@@ -133,10 +133,27 @@ def test_equal_sources_decide_equally_often_and_a_draw_repeats_itself():
         assert [signal(step) for step in steps] == [signal(step) for step in steps]
         return sum(signal(step) for step in steps) / 400
 
-    assert 0.4 < decides({}) < 0.6
+    assert 0.4 < decides({"explore": (1, 2), "entropy": (1, 2)}) < 0.6
     # Of three forks each, all against none: P(Beta(4, 1) > Beta(1, 4)) = 69/70.
     assert decides({"explore": (3, 3), "entropy": (0, 3)}) > 0.95
     assert decides({"explore": (0, 3), "entropy": (3, 3)}) < 0.05
+
+
+def test_a_source_that_is_never_heard_stops_no_fork():
+    """A policy that has given up the tag would else lose most forks at a rise of entropy."""
+
+    def forks(counts, spark=False, surprises=(0.0, 1.0)):
+        signal = make_signal("calibrated", 0.0, 0.1, counts)
+        return {signal(Step(spark, surprises, (0, "rl", i))) for i in range(200)}
+
+    assert forks({}) == {True} and forks({}, True, (0.0,)) == {True}
+    assert forks({}, False, (0.0,)) == {False}
+    silent = {"entropy": (20.0, 100.0)}
+    assert forks(silent) == {True}
+    assert forks(silent | {"explore": (0.0, 0.9)}) == {True}  # what it said has faded
+    assert forks(silent | {"explore": (2.0, 10.0)}) == {True, False}
+    # It is heard again when it speaks.
+    assert forks(silent, True, (0.0, 0.0)) == {True, False}
 
 
 def test_forks_are_counted_for_the_sources_that_fired():
@@ -149,7 +166,7 @@ def test_forks_are_counted_for_the_sources_that_fired():
     tree.nodes[6].reward = 0.0  # now no fork splits, and both fire at node 4
     tree.nodes[4].spark = True
     again = count_forks(counts, [tree], 0.2)
-    assert again == {"explore": [1, 3], "entropy": [1, 2]}
+    assert again == {"explore": [0.9, 2.9], "entropy": [0.9, 1.9]}  # the past fades
     assert counts == {"explore": [1, 1], "entropy": [1, 1]}
-    means = {"rollout/reliability_explore": 2 / 5, "rollout/reliability_entropy": 2 / 4}
+    means = {"rollout/reliability_explore": 1.9 / 4.9, "rollout/reliability_entropy": 1.9 / 3.9}
     assert reliabilities(again) == pytest.approx(means)

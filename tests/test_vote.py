@@ -7,27 +7,47 @@ from spark_jax.types import Node, Task, Tree
 
 
 def tree(*leaves):
-    """One leaf under the prompt for each (action, observation, outcome)."""
+    """For each (page, action, answer, outcome) a step that leads to the page, and a leaf below."""
     nodes = [Node(0, -1, 0)]
-    for i, (action, observation, outcome) in enumerate(leaves, 1):
-        nodes.append(Node(i, 0, 1, action=action, observation=observation, outcome=outcome))
+    for page, action, answer, outcome in leaves:
+        nodes.append(Node(len(nodes), 0, 1, action="open", observation=page))
+        leaf = Node(len(nodes), len(nodes) - 1, 2, action=action, observation=answer)
+        leaf.outcome = outcome
+        leaf.reward = float(outcome == "success")
+        nodes.append(leaf)
     return Tree(Task("toy", "t", 0), 8, 4, 2, "explore", nodes)
 
 
-A, B = ("buy a", "Thanks."), ("buy b", "Thanks.")
-CUT = ("look", "Nothing.")
+def chosen(*leaves):
+    """Which of the leaves, from 0."""
+    return majority_leaf(tree(*leaves)) // 2 - 1
+
+
+RED, BLUE = ("A red mug.", "buy", "Your score: 40"), ("A blue mug.", "buy", "Your score: 100")
 
 
 @pytest.mark.parametrize(
-    ("leaves", "chosen"),
+    ("leaves", "winner"),
     [
-        ([(*A, "failure")], 1),
-        ([(*A, "success"), (*B, "failure"), (*B, "failure")], 2),  # the majority, right or wrong
-        ([(*A, "failure"), (*B, "success"), (*B, "success"), (*A, "failure")], 1),  # a tie
-        ([(*CUT, "step_limit")] * 2 + [(*B, "failure")], 3),  # a path that was cut has no answer
-        ([(*A, "step_limit"), (*CUT, "token_limit"), (*CUT, "step_limit")], 2),
-        ([("buy a", "No.", "failure"), (*A, "failure"), (*A, "failure")], 2),  # answers count too
+        ([(*RED, "failure")], 0),
+        ([(*BLUE, "success"), (*RED, "failure"), (*RED, "failure")], 1),  # right or wrong
+        ([(*RED, "failure"), (*BLUE, "success"), (*BLUE, "success"), (*RED, "failure")], 0),  # tie
+        ([("Home.", "look", "", "step_limit"), (*RED, "failure"), (*RED, "failure")], 1),
     ],
 )
-def test_the_majority_wins(leaves, chosen):
-    assert majority_leaf(tree(*leaves)) == chosen
+def test_the_majority_wins(leaves, winner):
+    assert chosen(*leaves) == winner
+
+
+def test_what_is_bought_counts_and_not_what_the_shop_answers():
+    pen = ("A pen.", "buy", "Your score: 0", "failure")
+    hat = ("A hat.", "buy", "Your score: 0", "failure")
+    bag = ("A bag.", "buy", "Your score: 0", "failure")
+    assert chosen(pen, hat, (*BLUE, "success"), bag, (*BLUE, "success")) == 2
+
+
+def test_an_episode_that_was_won_is_no_better_a_vote_than_one_that_was_cut():
+    """A game of ALFWorld ends only when it is won: ending must not tell the winner."""
+    lost = ("A shelf.", "go to desk 1", "Nothing.", "step_limit")
+    won = ("A sink.", "put mug 1 in sink 1", "You put it.", "success")
+    assert chosen(lost, won, lost) == 0

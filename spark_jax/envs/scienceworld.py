@@ -103,7 +103,8 @@ class ScienceWorldEnvironment:
     """One game with its own JVM (at most 200 MB), started by the first `start`.
 
     Args:
-        simplification: the game's simplifications, comma separated; "easy" is all of them.
+        simplification: the game's simplifications, comma separated, or "easy" alone: those
+            that the game's authors recommend for the task.
         success: "strict" counts a score of 100, "loose" an episode that the game ended with a
             score above 0 (the authors' rule).
         style: "full" gives the game's texts, "short" abbreviates the descriptions of rooms

@@ -63,14 +63,23 @@ COMPACT = ChatFormat(
     pad=("<|pad|>",),
 )
 
-# The same for transformers: turns of the user and the system are not closed.
-COMPACT_TEMPLATE = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}"
-    "{% if m['role'] == 'assistant' %}<|end|>{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-
 FORMATS = {"chatml": CHATML, "llama3": LLAMA3, "compact": COMPACT}
+
+
+def template(chat: ChatFormat) -> str:
+    """The same in the language of transformers' chat templates (Jinja). A model's own template may
+    say more, such as a system turn that nobody asked for; this is what a policy was trained on."""
+    role, text = chat.header.split("{role}"), "m['content']" + (" | trim" if chat.strip else "")
+    end = f"{{{{ {chat.end + chat.after_end!r} }}}}"
+    if not chat.close_prompts:
+        end = f"{{% if m['role'] == 'assistant' %}}{end}{{% endif %}}"
+    turn = f"{{{{ {role[0]!r} + m['role'] + {role[1]!r} + {text} }}}}{end}"
+    begin = f"{{{{ {chat.begin!r} }}}}" if chat.begin else ""
+    open_turn = f"{{{{ {chat.header.format(role='assistant')!r} }}}}"
+    return (
+        f"{begin}{{% for m in messages %}}{turn}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{open_turn}{{% endif %}}"
+    )
 
 
 def detect_format(tokenizer: Tokenizer) -> str:
@@ -166,9 +175,16 @@ class Codec:
         self._bytes = self._bytes or token_bytes(self._tokenizer, self.vocab_size)
         return self._bytes
 
+    def token_ids(self) -> dict[str, int | None]:
+        """The special tokens by the names that a Hugging Face config.json has for them."""
+        return {
+            "bos_token_id": self._special[self._chat.begin] if self._chat.begin else None,
+            "eos_token_id": self.end_of_turn_id,
+            "pad_token_id": self.pad_id,
+        }
+
     def save_for_transformers(self, folder: str | Path) -> None:
-        """Writes what `transformers.AutoTokenizer` loads, with a chat template where the format is
-        our own (hub models bring theirs)."""
+        """Writes what `transformers.AutoTokenizer` loads, with the chat template of the format."""
         from transformers import PreTrainedTokenizerFast
 
         names = {i: token for token, i in self._special.items()}
@@ -177,8 +193,7 @@ class Codec:
             eos_token=names[self.end_of_turn_id],
             pad_token=names[self.pad_id],
         )
-        if self._chat is COMPACT:
-            tokenizer.chat_template = COMPACT_TEMPLATE
+        tokenizer.chat_template = template(self._chat)
         tokenizer.save_pretrained(folder)
 
     def save(self, folder: str | Path) -> None:

@@ -27,6 +27,7 @@ class ModelConfig:
     qkv_bias: bool = False  # Qwen2
     qk_norm: bool = False  # Qwen3: RMSNorm over each head of q and k, before the rotation
     tied: bool = True  # the vocabulary projection is the embedding
+    context: int = 8192  # tokens that the weights are meant for at most: for those who load them
     dtype: str = "float32"  # matrix products are computed in this type
     param_dtype: str = "float32"  # parameters are held in this type
 
@@ -145,6 +146,7 @@ def from_hf_config(
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied=bool(hf.get("tie_word_embeddings", False)),
+        context=int(hf.get("max_position_embeddings") or ModelConfig.context),
         dtype=dtype,
         param_dtype=param_dtype,
     )
@@ -166,6 +168,7 @@ def to_hf_config(config: ModelConfig) -> dict[str, Any]:
         "num_key_value_heads": config.kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.feed_forward,
+        "max_position_embeddings": config.context,
         "rope_theta": config.rope_theta,
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied,

@@ -153,6 +153,7 @@ def _config(field, tensors, file: str, dtype: str, param_dtype: str) -> ModelCon
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied="output.weight" not in tensors,
+        context=int(field(f"{family}.context_length", ModelConfig.context)),
         dtype=dtype,
         param_dtype=param_dtype,
     )

@@ -80,7 +80,7 @@ def load_model(
 def save_model(model: Model, folder: str | Path) -> None:
     """Writes weights, config and tokenizer in one folder that `load_model` (path=folder) and
     transformers can read."""
-    save_safetensors(model.params, model.config, folder)
+    save_safetensors(model.params, model.config, folder, model.codec.token_ids())
     model.codec.save(folder)
 
 

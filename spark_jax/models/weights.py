@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,12 +209,19 @@ def hf_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.nd
         yield name, np.ascontiguousarray(tensor.T if spec.transposed else tensor)
 
 
-def save_safetensors(params: Params, config: ModelConfig, folder: str | Path) -> None:
-    """Writes config.json and model.safetensors, which transformers and this project can load."""
+def save_safetensors(
+    params: Params,
+    config: ModelConfig,
+    folder: str | Path,
+    tokens: Mapping[str, int | None] | None = None,
+) -> None:
+    """Writes config.json and model.safetensors, which transformers and this project can load.
+    `tokens`: more fields of config.json, such as eos_token_id, at which `generate` stops."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = dict(hf_tensors(params, config))
     partial = folder / (SINGLE_FILE + ".partial")  # a killed run leaves no half-written weights
     safetensors.numpy.save_file(tensors, str(partial), metadata={"format": "pt"})
     partial.rename(folder / SINGLE_FILE)
-    (folder / "config.json").write_text(json.dumps(to_hf_config(config), indent=2) + "\n")
+    described = {**to_hf_config(config), **(tokens or {})}
+    (folder / "config.json").write_text(json.dumps(described, indent=2) + "\n")

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from spark_jax.rollout.measure import forks_of
+from spark_jax.rollout.rates import MEMORY
 from spark_jax.rollout.signals import SOURCES, ForkCounts, beta, fired
 from spark_jax.types import Tree
 
 
 def count_forks(counts: ForkCounts, trees: Iterable[Tree], threshold: float) -> dict[str, list]:
-    """`counts` and those of `trees`: source -> [forks that split, forks] among the forks at which
-    it fired. A fork at which both fired counts for both; a new dict is returned.
+    """`counts`, faded (the policy changes), and those of the `trees` of one iteration: source ->
+    [forks that split, forks] among the forks at which it fired. A fork at which both fired counts
+    for both; a new dict is returned.
 
     Args:
       threshold: of the rise of surprise, nats a token.
     """
-    out = {source: list(counts.get(source, (0, 0))) for source in SOURCES}
+    out = {source: [MEMORY * n for n in counts.get(source, (0, 0))] for source in SOURCES}
     for tree in trees:
         for node, split in forks_of(tree).items():
             surprises = [tree.nodes[i].surprise for i in tree.path(node)[1:]]

@@ -17,7 +17,7 @@ class Step(NamedTuple):
 
 
 Signal = Callable[[Step], bool]
-ForkCounts = Mapping[str, Sequence[int]]  # source -> (forks that split, forks)
+ForkCounts = Mapping[str, Sequence[float]]  # source -> (forks that split, forks), both fading
 
 SOURCES = ("explore", "entropy")  # what `calibrated` weighs
 USES_SURPRISE = ("entropy", "calibrated")  # signals that look at more than the tag
@@ -77,21 +77,24 @@ def calibrated(threshold: float, counts: ForkCounts) -> Signal:
     """The tag or the entropy, whichever has been the better guide to where a fork matters.
 
     The chance that a fork at which a source fired splits into success and failure has the
-    posterior Beta(1 + splits, 1 + others), counted over the forks of past iterations. One draw
-    from each posterior; the source of the greater draw decides this step (Thompson sampling): it
-    decides as often as it is likely to be the better one, so neither is given up for good early.
+    posterior Beta(1 + splits, 1 + others), counted over the forks of past iterations, old ones
+    fading. Where both have been heard, one draw from each posterior; the source of the greater draw
+    decides this step (Thompson sampling): it decides as often as it is likely to be the better one,
+    so neither is given up for good early. A source with less than a whole fork to its name has no
+    say against one that fires: nothing is known of it, and its silence would teach nothing.
     """
 
     def signal(step: Step) -> bool:
         says = fired(step.spark, step.surprises, threshold)
+        heard = [s for s in SOURCES if says[s] or counts.get(s, (0, 0))[1] >= 1]
         draw = host_random("calibrated", *step.identity).betavariate
-        drawn = {source: draw(*beta(counts, source)) for source in SOURCES}
-        return says[max(SOURCES, key=drawn.__getitem__)]
+        drawn = {source: draw(*beta(counts, source)) for source in heard}
+        return bool(heard) and says[max(heard, key=drawn.__getitem__)]
 
     return signal
 
 
-def beta(counts: ForkCounts, source: str) -> tuple[int, int]:
+def beta(counts: ForkCounts, source: str) -> tuple[float, float]:
     """Parameters of a source's Beta posterior, from a uniform prior."""
     split, forks = counts.get(source, (0, 0))
     return 1 + split, 1 + forks - split

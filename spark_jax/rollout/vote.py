@@ -8,14 +8,13 @@ from spark_jax.types import Tree
 def majority_leaf(tree: Tree) -> int:
     """The leaf that a majority vote chooses, as SPARK votes at test time.
 
-    A leaf whose episode ended votes for how it ended: its last action and what the environment
-    answered. A path that was cut by a limit has no answer and votes only if no other has one. Ties
-    go to the answer that comes first in the tree. Rewards are not looked at.
+    A leaf votes for its last decision: what it saw before its last action, and that action. In
+    WebShop that is the page of the product that it buys. What the environment answered is not
+    looked at, nor whether the episode ended: WebShop answers a purchase with its reward, and a
+    game of ALFWorld ends only if it is won. Ties go to the decision that comes first in the tree.
     """
-    leaves = tree.leaf_ids()
-    ended = [i for i in leaves if tree.nodes[i].outcome in ("success", "failure")]
     votes: dict[tuple[str, str], list[int]] = {}
-    for leaf in ended or leaves:
+    for leaf in tree.leaf_ids():
         node = tree.nodes[leaf]
-        votes.setdefault((node.action, node.observation), []).append(leaf)
+        votes.setdefault((tree.nodes[node.parent].observation, node.action), []).append(leaf)
     return max(votes.values(), key=len)[0]

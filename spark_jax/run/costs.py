@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from spark_jax.run.config import read_config
-from spark_jax.run.evalfile import evaluation, last_evaluation_name, read_evaluations
+from spark_jax.run.evalfile import evaluation, last_evaluation_name, own, read_evaluations
 from spark_jax.run.metrics import read_metrics
 from spark_jax.types import UserError
 
@@ -49,14 +49,14 @@ def curve(workdir: pathlib.Path, metric: str = "rollout/success_rate") -> Curve:
 
 
 def evaluated(workdir: pathlib.Path, split: str) -> Curve:
-    """Success rate of a split in every evaluation that has it."""
+    """Success rate of a split in every evaluation of the run's own that has it."""
     rows = rows_after_warmup(workdir)
     return [
         (
             spent(row for row in rows if row["step"] <= entry["step"]),
             entry["splits"][split]["success_rate"],
         )
-        for entry in read_evaluations(workdir)
+        for entry in own(read_evaluations(workdir))
         if split in entry["splits"]
     ]
 

@@ -155,8 +155,11 @@ def _completion(response: urllib3.BaseHTTPResponse, endpoint: Endpoint) -> Compl
     if response.status in _PASSING or response.status >= 500:
         raise _Unusable(f"it answers {response.status}{said}")
     if response.status != 200:
-        if _is_too_long(answer):
-            raise TooLong(said)
+        if response.status in (400, 413, 422):  # about these messages, not about all requests
+            if _is_filtered(answer):
+                return Completion("", 0, 0)
+            if _is_too_long(answer):
+                raise TooLong(said)
         hint = {401: "the key", 403: "the key", 404: "--endpoint and --model"}
         raise UserError(
             f"{endpoint.public()['url']} refuses with {response.status}{said}: check "
@@ -198,6 +201,13 @@ def _safe(text: str, endpoint: Endpoint) -> str:
     if endpoint.key:
         text = text.replace(endpoint.key, "***")
     return (text if len(text) <= 200 else text[:197] + "...").rstrip(".")
+
+
+def _is_filtered(answer: Any) -> bool:
+    """The endpoint's content filter refuses to read these messages. That is the model's answer to
+    them: an empty one, as when the filter cuts what it wrote."""
+    error = answer.get("error", answer) if isinstance(answer, dict) else None
+    return "content_filter" in json.dumps(error).lower()
 
 
 def _is_too_long(answer: Any) -> bool:

@@ -3,9 +3,15 @@
 {"evaluations": [
   {"name": "after warm-up", "step": 0, "temperature": 0.4, "splits": {
     "L0": {"episodes": 64, "successes": 20, "success_rate": 0.31, "interval": [0.21, 0.43],
+           "measures": {"score": [45.2, 38.0, 52.1], ...}, "macro": [0.29, 0.20, 0.38],
+           "pass_at": {"2": [0.41, 0.30, 0.52]},
            "types": {"find-plant": {"episodes": 4, "successes": 2}, ...},
            "results": [{"type": "find-plant", "variation": 3, "seed": 0, "success": 1,
                         "score": 100.0, "steps": 9}, ...]}}}]}
+
+Three numbers are an estimate and its 95 % interval. An evaluation that was asked for by
+`spark_jax.evaluate`, not one of the run's own, also has "asked" (what for) and "leaked" (of each
+split, episodes whose task is in the training data; null where that is not known).
 """
 
 from __future__ import annotations
@@ -22,11 +28,12 @@ from ml_collections import ConfigDict
 from spark_jax.rollout.measure import measure_path
 from spark_jax.rollout.vote import majority_leaf
 from spark_jax.run.files import write_text
-from spark_jax.run.statistics import bootstrap, wilson
+from spark_jax.run.statistics import Interval, bootstrap, macro_average, pass_at_k, wilson
 from spark_jax.types import Task, Tree, UserError
 
 PROMPTED, AFTER_WARMUP = "prompted", "after warm-up"  # names of a run's evaluations
 AFTER_RL, AFTER_MORE = "after RL", "after more SFT"
+OWN_NAMES = (PROMPTED, AFTER_WARMUP, AFTER_RL, AFTER_MORE)
 
 
 def last_evaluation_name(config: ConfigDict) -> str:
@@ -74,16 +81,19 @@ def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
     """The entry of one split: counts, rate, 95 % interval, counts per type, episodes.
 
     The interval is Wilson's; where tasks were played several times, a bootstrap over tasks, since
-    episodes of one task are not independent.
+    episodes of one task are not independent. `macro` is the mean over task types.
 
     Raises:
       ValueError: no episodes.
     """
     successes = sum(r.success for r in results)
     interval = wilson(successes, len(results))
-    means = _means_of_tasks(results, [float(r.success) for r in results])
-    if len(means) < len(results):
-        interval = bootstrap(means, draws=2000)
+    tries = _tries(results, [float(r.success) for r in results])
+    if len(tries) < len(results):
+        interval = bootstrap([*map(_mean, tries.values())], draws=2000)
+    by_type: dict[str, list[float]] = {}
+    for task, values in tries.items():
+        by_type.setdefault(task.type, []).append(_mean(values))
     types: dict[str, dict[str, int]] = {}
     for result in results:
         entry = types.setdefault(result.task.type, {"episodes": 0, "successes": 0})
@@ -94,6 +104,8 @@ def split_summary(results: Sequence[EpisodeResult]) -> dict[str, Any]:
         "successes": successes,
         "success_rate": interval.estimate,
         "interval": [interval.low, interval.high],
+        "macro": list(macro_average([*by_type.values()], draws=2000)),
+        "pass_at": {str(k): list(rate) for k, rate in _passes([*tries.values()]).items()},
         "measures": _measures(results),
         "types": dict(sorted(types.items())),
         "results": [
@@ -128,17 +140,31 @@ def _measures(results: Sequence[EpisodeResult]) -> dict[str, list[float]]:
         "response_tokens": [float(r.response_tokens) for r in results],
     }
     return {
-        name: list(bootstrap(_means_of_tasks(results, values), draws=2000))
+        name: list(bootstrap([*map(_mean, _tries(results, values).values())], draws=2000))
         for name, values in columns.items()
     }
 
 
-def _means_of_tasks(results: Sequence[EpisodeResult], values: Sequence[float]) -> list[float]:
-    """Mean of the episodes of each task."""
+def _passes(tries: Sequence[Sequence[float]]) -> dict[int, Interval]:
+    """pass@k for k = 2, 4, … and all samples of a task, with a bootstrap over tasks; empty where
+    each was played once. `tries`: the successes of each task's episodes."""
+    n = min(map(len, tries))
+    ks = sorted({2**i for i in range(1, n.bit_length()) if 2**i <= n} | ({n} if n > 1 else set()))
+    return {
+        k: bootstrap([pass_at_k(len(t), int(sum(t)), k) for t in tries], draws=2000) for k in ks
+    }
+
+
+def _tries(results: Sequence[EpisodeResult], values: Sequence[float]) -> dict[Task, list[float]]:
+    """The values of the episodes of each task."""
     tasks: dict[Task, list[float]] = {}
     for result, value in zip(results, values, strict=True):
         tasks.setdefault(result.task, []).append(value)
-    return [sum(group) / len(group) for group in tasks.values()]
+    return tasks
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def eval_metrics(entry: Mapping[str, Any]) -> dict[str, float]:
@@ -157,12 +183,13 @@ def add_evaluation(
     step: int,
     temperature: float,
     splits: Mapping[str, Sequence[EpisodeResult]],
-    endpoint: Mapping[str, Any] | None = None,
+    **about: Any,
 ) -> dict[str, Any]:
     """Adds an evaluation to `eval.json`, or replaces the one with the same name (a resumed run
     evaluates again what it had not recorded in a checkpoint).
 
-    `endpoint`: what a model behind an endpoint is and has cost (run/prompted.py).
+    `about`: more fields of the entry. `asked`: what an evaluation that is not the run's own was
+    asked for; `leaked`; `endpoint`: what a model behind one is and has cost (run/prompted.py).
 
     Returns:
       the entry that was written.
@@ -171,10 +198,9 @@ def add_evaluation(
         "name": name,
         "step": step,
         "temperature": temperature,
+        **about,
         "splits": {split: split_summary(results) for split, results in splits.items()},
     }
-    if endpoint is not None:
-        entry["endpoint"] = dict(endpoint)
     _add(workdir, entry)
     return entry
 
@@ -210,6 +236,12 @@ def read_evaluations(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} cannot be read ({error}); remove it, and spark_jax.evaluate writes it again."
         ) from None
+
+
+def own(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The evaluations that the run itself made, in one way: what can be set side by side as its
+    course. Others were asked for later, with other samples, temperatures, votes or models."""
+    return [entry for entry in entries if "asked" not in entry]
 
 
 def evaluation(workdir: pathlib.Path | str, name: str) -> dict[str, Any] | None:

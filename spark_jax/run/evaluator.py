@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
 from spark_jax.rollout.dialogue import Dialogue
-from spark_jax.run import warmup
 from spark_jax.run.checkpoint import NEWEST, check_checkpoint, saved_parameters
 from spark_jax.run.compilations import keep_on_disk
 from spark_jax.run.evalfile import EpisodeResult, add_evaluation
@@ -24,12 +22,11 @@ from spark_jax.run.evaluation import play_panel
 from spark_jax.run.policy import episode_rule, limits, load_policy, make_engine, voting_rule
 from spark_jax.run.progress import Progress
 from spark_jax.run.recorded import Recorded, panel_of, played_by
-from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
+from spark_jax.run.seen import leaked, seen_tasks
 from spark_jax.run.worlds import make_world
-from spark_jax.types import Task
 
 # Settings that an episode depends on, and a vote besides.
-PLAYED_BY = ("seed", "env.", "model.", "rollout.", "tree.fork_at")
+PLAYED_BY = ("seed", "algo.name", "env.", "model.", "rollout.", "tree.fork_at")
 VOTED_BY = (*PLAYED_BY, "tree.")
 
 
@@ -92,21 +89,13 @@ def evaluate(config: ConfigDict, workdir: Path, request: Request) -> dict[str, A
                         done.add(sample, played)
                         progress.advance(len(played), success=done.success_rate())
             results[split] = done.results(tasks, request.samples)
-    return add_evaluation(workdir, request.name, step, request.temperature, results)
-
-
-def seen_tasks(workdir: Path) -> set[Task]:
-    """Tasks that a run was trained on: those of its warm-up dialogues and of its trees."""
-    seen = set()
-    if (workdir / "warmup.jsonl").is_file():
-        seen |= {example.task for example in warmup.load_examples(workdir / "warmup.jsonl")}
-    for iteration in tree_iterations(workdir):
-        seen |= {Task(**tree["task"]) for tree in read_trees(tree_path(workdir, iteration))}
-    return seen
-
-
-def leaked(evaluated: Iterable[dict[str, Any]], seen: Iterable[Task]) -> int:
-    """How many of the evaluated episodes (`results` of eval.json) play a task of `seen`; a task is
-    the same whatever split it was drawn for."""
-    known = {(task.type, task.variation, task.seed) for task in seen}
-    return sum((r["type"], r["variation"], r["seed"]) in known for r in evaluated)
+    asked = {"samples", "seed", "checkpoint", "fork", "config"}
+    seen = seen_tasks(workdir, config, request.checkpoint)
+    return add_evaluation(
+        workdir, request.name, step, request.temperature, results,
+        asked={name: head[name] for name in sorted(asked)},
+        leaked={
+            split: leaked([r.task for r in played], seen, config)
+            for split, played in results.items()
+        },
+    )  # fmt: skip

@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from tensorboardX import SummaryWriter
+
 from spark_jax.run.files import write_text
 from spark_jax.types import UserError
 
@@ -16,8 +18,7 @@ PHASES = ("sft", "rl", "eval")
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` of a work folder, and to TensorBoard event files beside it when
-    the optional package tensorboardX is installed.
+    """Appends to `metrics.jsonl` of a work folder, and to TensorBoard event files beside it.
 
     Args:
       workdir: the work folder, made when it is missing.
@@ -44,7 +45,13 @@ class MetricsWriter:
         write_text(self.path, "".join(_line(row) for row in kept))
         self.lines = len(kept)  # whole lines in the file
         self._file = open(self.path, "a", encoding="utf-8", newline="\n")
-        self._events = _event_writer(self.path.parent / "tensorboard", last_step)
+        folder = self.path.parent / "tensorboard"
+        self._events = SummaryWriter(
+            str(folder),
+            purge_step=None if last_step is None else last_step + 1,  # written again: hidden
+            # The name holds the second, in which a run may be killed and started again.
+            filename_suffix=f".{len(list(folder.glob('*')))}",
+        )
 
     def write(self, step: int, phase: str, values: Mapping[str, Any]) -> None:
         """Writes one line and flushes it.
@@ -75,14 +82,12 @@ class MetricsWriter:
         self._file.write(_line(row))
         self._file.flush()
         self.lines += 1
-        if self._events is not None:
-            for name, number in list(row.items())[2:]:
-                self._events.add_scalar(name, number, step)
+        for name, number in list(row.items())[2:]:
+            self._events.add_scalar(name, number, step)
 
     def close(self) -> None:
         self._file.close()
-        if self._events is not None:
-            self._events.close()
+        self._events.close()
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -137,13 +142,3 @@ def _number(name: str, value: Any) -> int | float:
     if isinstance(value, numbers.Real):
         return float(value)
     raise TypeError(f"metric {name} is {value!r}, not a number")
-
-
-def _event_writer(folder: pathlib.Path, last_step: int | None) -> Any:
-    """A TensorBoard writer, or None without tensorboardX."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    purge = None if last_step is None else last_step + 1  # hides points that are written again
-    return SummaryWriter(str(folder), purge_step=purge)

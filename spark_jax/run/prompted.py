@@ -88,7 +88,11 @@ def evaluate_prompted(
             results[split] = done.results(tasks, request.samples)
     spent = spent_on([result for split in results.values() for result in split], prices)
     temperature = about.get("temperature", 0.0)
-    return add_evaluation(workdir, request.name, 0, temperature, results, {**about, **spent})
+    return add_evaluation(
+        workdir, request.name, 0, temperature, results,
+        asked={"samples": request.samples, "config": head["config"]},
+        endpoint={**about, **spent},
+    )  # fmt: skip
 
 
 def _play_split(phase: str, jobs, done: Recorded, play, environments, prices, stop) -> None:

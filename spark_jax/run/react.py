@@ -40,7 +40,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
         checkpoint="initial",
     )
     entry = evaluate(config, workdir, request)
-    with MetricsWriter(workdir, lines=0) as metrics:  # one line, of the last call
+    with MetricsWriter(workdir, last_step=-1) as metrics:  # one line, of the last call
         seconds = time.perf_counter() - began
         metrics.write(0, "eval", eval_metrics(entry) | {"time/eval_s": seconds})
     print_summary([entry])

@@ -34,6 +34,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algo.leaf_weight": ("uniform", "path"),
     "algo.token_mean": ("step", "leaf"),
 }
+# Of ScienceWorld, which takes a name that it does not know, or "easy" among others, for none.
+SIMPLIFICATIONS = (
+    "teleportAction openDoors openContainers selfWateringFlowerPots noElectricalAction".split()
+)
 FROM_SCRATCH = ("tiny", "nano")  # presets without weights of their own
 SPLITS = ("L0", "L1", "L2")
 
@@ -59,6 +63,10 @@ for _key in (
     _RULES[_key] = (lambda value: value >= 0, "0 or more")
 for _key in "sft.learning_rate rl.learning_rate rl.grad_clip rl.temperature".split():
     _RULES[_key] = (lambda value: value > 0, "more than 0")
+_RULES["env.simplification"] = (
+    lambda value: value in ("", "easy") or set(value.split(",")) <= set(SIMPLIFICATIONS),
+    f"easy, or some of {','.join(SIMPLIFICATIONS)} without easy, or empty",
+)
 _RULES["algo.similarity"] = (lambda value: 0 < value <= 1, "more than 0 and at most 1")
 _RULES["rl.clip"] = (lambda value: 0 < value < 1, "between 0 and 1")
 for _key in ("tree.signal_rate", "rl.decay_to", "sft.rename", "sft.slips", "rl.rename"):
@@ -77,7 +85,7 @@ def check_config(config: ConfigDict) -> None:
                 f"config.{key} is {value!r}{nearest}; choose one of {', '.join(CHOICES[key])}."
             )
         if key in _RULES and not _RULES[key][0](value):
-            raise UserError(f"config.{key} is {value}; it has to be {_RULES[key][1]}.")
+            raise UserError(f"config.{key} is {value!r}; it has to be {_RULES[key][1]}.")
 
     tree = config.tree
     if tree.roots > tree.leaves:

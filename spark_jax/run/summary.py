@@ -8,13 +8,12 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.table import Table
 
+from spark_jax.run.evalfile import own
 from spark_jax.run.statistics import (
     Difference,
     Interval,
     bootstrap,
-    macro_average,
     paired_difference,
-    pass_at_k,
     percent,
     points,
     wilson,
@@ -25,29 +24,39 @@ MEASURES = (
     ("score > 0, %", "loose_success_rate", 0.01),
     ("score", "score", 1.0),
     ("steps", "steps", 1.0),
+    ("tokens", "response_tokens", 1.0),
     ("repeated, %", "repeat_ratio", 0.01),
     ("invalid, %", "invalid_ratio", 0.01),
     ("explore, %", "explore_rate", 0.01),
 )
 
 
-def compare(first: Mapping[str, Any], second: Mapping[str, Any], split: str) -> Difference | None:
+def compare(
+    first: Mapping[str, Any], second: Mapping[str, Any], split: str, of: str = "success"
+) -> Difference | None:
     """Paired difference of two evaluations (entries of `eval.json`) on the tasks of one split that
-    both played; None when they share none.
+    both played, in `of`, a field of their results; None when they share none.
 
     Raises:
       KeyError: an evaluation lacks the split.
     """
-    a, b = (_by_task(entry["splits"][split]["results"]) for entry in (first, second))
-    shared = [task for task in a if task in b]
-    if not shared:
+    a, b = (_by_task(entry["splits"][split]["results"], of) for entry in (first, second))
+    both = [task for task in a if task in b]
+    if not both:
         return None
-    return paired_difference([a[t] for t in shared], [b[t] for t in shared])
+    return paired_difference([a[t] for t in both], [b[t] for t in both])
+
+
+def shared_tasks(first: Mapping[str, Any], second: Mapping[str, Any], split: str) -> int:
+    """How many tasks of a split two evaluations both played."""
+    a, b = (_by_task(entry["splits"][split]["results"]) for entry in (first, second))
+    return len(a.keys() & b.keys())
 
 
 def print_summary(evaluations: Sequence[Mapping[str, Any]], stream: TextIO | None = None) -> None:
     """Prints two tables. Success: one row per split and one column per evaluation (95 % Wilson
-    interval); with two or more, the paired change from the first to the last with its p value.
+    interval); with two or more of the run's own, the paired change from the first to the last of
+    them with its p value.
     Everything else: one row per split and evaluation (95 % bootstrap interval)."""
     if not evaluations:
         return
@@ -90,21 +99,13 @@ def type_rows(entry: Mapping[str, Any]) -> list[list[str]]:
             if episodes == len(rates):
                 interval = wilson(int(sum(rates)), episodes)
             rows.append([split, name, str(episodes), percent(interval)])
-        micro = bootstrap(list(by_task.values()))
+        micro = Interval(summary["success_rate"], *summary["interval"])
         rows.append([split, "mean over episodes", str(summary["episodes"]), percent(micro)])
-        macro = macro_average(list(by_type.values()))
+        macro = Interval(*summary["macro"])
         rows.append([split, "mean over types", str(len(by_type)), percent(macro)])
-        for k, rate in passes(summary["results"]).items():
-            rows.append([split, f"pass@{k}", str(summary["episodes"]), f"{100 * rate:.1f}"])
+        for k, rate in summary["pass_at"].items():
+            rows.append([split, f"pass@{k}", str(summary["episodes"]), percent(Interval(*rate))])
     return rows
-
-
-def passes(results: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """pass@k for k = 2, 4, … and all samples of a task; empty where each was played once."""
-    tries = _tries(results).values()
-    n = min(map(len, tries))
-    ks = sorted({2**i for i in range(1, n.bit_length()) if 2**i <= n} | ({n} if n > 1 else set()))
-    return {k: sum(pass_at_k(len(t), int(sum(t)), k) for t in tries) / len(tries) for k in ks}
 
 
 def _success_table(evaluations: Sequence[Mapping[str, Any]]) -> Table:
@@ -151,7 +152,8 @@ def summary_rows(evaluations: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         row = [split, "/".join(map(str, counts))]
         row += [_rate(entry["splits"].get(split)) for entry in evaluations]
         if len(evaluations) > 1:
-            difference = compare(have[0], have[-1], split) if len(have) > 1 else None
+            course = own(have)
+            difference = compare(course[0], course[-1], split) if len(course) > 1 else None
             row += _change(difference)
         rows.append(row)
     return rows
@@ -182,14 +184,11 @@ def _change(difference: Difference | None) -> list[str]:
     return [points(difference), p]
 
 
-def _by_task(results: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], float]:
-    """Success rate of each task, by (type, variation, seed)."""
-    return {task: sum(tries) / len(tries) for task, tries in _tries(results).items()}
-
-
-def _tries(results: Sequence[Mapping[str, Any]]) -> dict[tuple[Any, ...], list[float]]:
-    """Successes of each task's episodes, by (type, variation, seed)."""
-    out: dict[tuple[Any, ...], list[float]] = {}
+def _by_task(
+    results: Sequence[Mapping[str, Any]], of: str = "success"
+) -> dict[tuple[Any, ...], float]:
+    """Mean of a field over each task's episodes, by (type, variation, seed)."""
+    tries: dict[tuple[Any, ...], list[float]] = {}
     for r in results:
-        out.setdefault((r["type"], r["variation"], r["seed"]), []).append(float(r["success"]))
-    return out
+        tries.setdefault((r["type"], r["variation"], r["seed"]), []).append(float(r[of]))
+    return {task: sum(values) / len(values) for task, values in tries.items()}
