@@ -146,7 +146,7 @@ def _alfworld(config: ConfigDict) -> World:
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
         player = make_env()
         try:
-            play = functools.partial(household.play, player, max_steps=env.max_steps)
+            play = functools.partial(household.play_surely, player, max_steps=env.max_steps)
             return winning_paths(play, wanted, env.max_steps, on_done)
         finally:
             player.close()
