@@ -16,6 +16,7 @@ from spark_jax.envs.alfworld import expert as household
 from spark_jax.envs.alfworld import tasks as alfworld
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.base import Environment
+from spark_jax.envs.pool import default_workers
 from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES, Kind
 from spark_jax.envs.tasks import by_type
 from spark_jax.envs.trajectory import ExpertStep, Trajectory, winning_paths
@@ -134,6 +135,7 @@ def _scienceworld(config: ConfigDict) -> World:
 
 
 def _gold(style, simplification, tasks, workers, cache, on_done) -> list[Trajectory]:
+    workers = min(workers, default_workers(scienceworld.GOLD_BYTES))
     return expert.gold_paths(tasks, workers, cache, on_done, style, simplification)
 
 
