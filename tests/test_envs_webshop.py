@@ -1,10 +1,9 @@
 """WebShop: pages, search, goals and every part of the reward, by hand; the embedded shop; the
-original's file formats. With WEBSHOP_DATA=<folder of the original files> those are tested too."""
+original's file formats (the real catalogue: test_envs_webshop_real.py)."""
 
 import collections
 import dataclasses
 import json
-import os
 import pathlib
 import re
 
@@ -490,23 +489,54 @@ def test_missing_and_broken_files_end_in_one_sentence(tmp_path):
     write_shop(tmp_path)
     file = tmp_path / "items_shuffle_1000.json"
     text = file.read_text()
-    for broken in (text[:5000], text.replace('"query"', '"quarry"', 1), text.replace("[", "7", 1)):
+    for broken in (text[:5000], text.replace("[", "7", 1)):
         file.write_text(broken)
         with pytest.raises(UserError, match="cut off or not"):
             read_catalogue(tmp_path)
+    file.write_text(text)
+    (tmp_path / "items_ins_v2_1000.json").write_text("[]")
+    with pytest.raises(UserError, match="ins_v2_1000.json .*not JSON .a list where an object"):
+        read_catalogue(tmp_path)
 
 
-@pytest.mark.skipif(not os.environ.get("WEBSHOP_DATA"), reason="WEBSHOP_DATA is not set")
-def test_real_goals_can_be_won():
-    data = os.environ["WEBSHOP_DATA"]
-    shop_, env, won = open_shop(data), WebShopEnvironment(data), 0
-    for number, wanted in enumerate(shop_.goals[:1000]):
-        env.start(Task("webshop", "x", number))
-        env.step(f"search[{wanted.title}]")
-        if wanted.asin.lower() not in env.clickables():
-            continue
-        env.step(f"click[{wanted.asin}]")
-        for value in wanted.options.values():
-            env.step(f"click[{value}]")
-        won += env.step("click[buy now]").success
-    assert won >= 990
+@pytest.mark.parametrize(
+    "change,why",
+    [
+        (lambda product: {**product, "pricing": "$12.99 ($0.50 / oz.)"},
+         r"the pricing '\$12.99 \(\$0.50 / oz.\)' is not like '\$19.99'"),
+        (lambda product: {**product, "pricing": [12.99]}, "'list' object has no attribute"),
+        (lambda product: {k: v for k, v in product.items() if k != "query"}, "KeyError: 'query'"),
+        (lambda product: {**product, "asin": 17}, "TypeError"),
+        (lambda product: "a lamp", "'str' object has no attribute"),
+        (lambda product: None, "'NoneType' object has no attribute"),
+        (lambda product: {**product, "customization_options": {"size": ["s"]}}, "TypeError"),
+    ],
+)  # fmt: skip
+def test_a_product_that_is_none_is_named(tmp_path, change, why):
+    write_shop(tmp_path)
+    file = tmp_path / "items_shuffle_1000.json"
+    entries = json.loads(file.read_text())
+    entries[2] = change(entries[2])
+    file.write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=rf"_1000.json: product 3 is not as .*{why}.*; correct it"):
+        read_catalogue(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry,why",
+    [
+        ({"instruction": "A lamp."}, "KeyError: 'instruction_attributes'"),
+        ({"instruction_attributes": ["soft"]}, "KeyError: 'instruction'"),
+        ({"instruction_attributes": None, "instruction": "A lamp."}, "TypeError"),
+        ({"instruction_attributes": ["soft"], "instruction": None}, "AttributeError"),
+        ("A lamp.", "TypeError"),
+    ],
+)
+def test_an_instruction_that_is_none_is_named(tmp_path, entry, why):
+    write_shop(tmp_path)
+    asin = generated_catalogue()[4].asin
+    good = {"instruction": "A lamp.", "instruction_attributes": ["soft"], "instruction_options": []}
+    (tmp_path / "items_human_ins.json").write_text(json.dumps({asin: [good, entry]}))
+    assert len(open_shop(str(tmp_path)).goals) == 1251  # the synthetic ones do without it
+    with pytest.raises(UserError, match=f"_ins.json: instruction 2 of product {asin} .*{why}"):
+        open_shop(str(tmp_path), human=True)
