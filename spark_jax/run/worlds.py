@@ -198,6 +198,7 @@ def _webshop(config: ConfigDict) -> World:
         system=tasks.system_prompt(env.prompt),
         first_message=functools.partial(tasks.first_message, style=env.prompt),
         experts=experts,
+        source=tasks.source(env.tasks, env.data_dir),
     )
 
 
