@@ -10,14 +10,17 @@ import os
 import pathlib
 import pickle
 import random
+import signal
 import subprocess
 import sys
+import threading
 import time
+from multiprocessing.connection import Pipe
 
 import pytest
 from alfworld_game import WASHED, small_game, stock, unpack, write_official
 
-from spark_jax.envs.alfworld import engine, environment, official, translations
+from spark_jax.envs.alfworld import engine, environment, official, translations, worker
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.alfworld.games import HELD_OUT, TASK_TYPES, Game, game_of_file
 from spark_jax.envs.pool import EnvPool
@@ -390,6 +393,95 @@ def test_an_engine_that_cannot_be_opened_is_told(monkeypatch, tmp_path):
     ):
         env.start(TASK)
     env.close()
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    """What `ask` gets from a process whose engine is made by a function of our own."""
+    lines = []
+
+    def ask(make_engine):
+        monkeypatch.setattr(worker, "Engine", make_engine)
+        ours, theirs = Pipe()
+        lines.append(ours)
+        threading.Thread(target=worker.serve, args=(theirs,), daemon=True).start()
+        return worker.ask(worker.Worker(None, ours, None), "step", "look")
+
+    yield ask
+    for line in lines:
+        line.close()
+
+
+def raises(error):
+    def fail(*_):
+        raise error
+
+    return fail
+
+
+def test_only_a_missing_package_is_a_matter_of_installing(answers):
+    with pytest.raises(UserError, match="ImportError: built for .*: run `pip inst"):
+        answers(raises(ImportError("built for another numpy")))
+    for error in (MemoryError("no room"), OSError(28, "No space left on device"), KeyError("x")):
+        with pytest.raises(RuntimeError, match=f"failed .{type(error).__name__}: "):
+            answers(raises(error))
+
+
+class Failing:
+    """An engine whose steps fail."""
+
+    def __init__(self, error):
+        self.step = raises(error)
+
+
+def test_a_full_machine_is_no_fault_of_the_game(answers):
+    for error in (MemoryError("no room"), OSError(28, "No space left on device")):
+        with pytest.raises(RuntimeError, match=f"failed .{type(error).__name__}: "):
+            answers(lambda error=error: Failing(error))
+    with pytest.raises(worker.Refused, match="KeyError: 'x'"):
+        answers(lambda: Failing(KeyError("x")))
+
+
+def test_the_last_words_of_a_process_are_told(monkeypatch, tmp_path):
+    script = tmp_path / "python"
+    lines = "for i in 1 2 3 4 5 6; do echo line $i >&2; done; echo 'libdownward: out of it' >&2"
+    script.write_text(f"#!/bin/sh\n{lines}\nexit 3\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    dying = worker.start_worker()
+    words = r"ended .code 3., after it wrote: line 5 / line 6 / libdownward: out of it$"
+    with pytest.raises(RuntimeError, match=words):
+        worker.ask(dying, "step", "look")
+    worker.stop_worker(dying)
+
+
+def test_a_process_that_hangs_is_given_up_and_ended(monkeypatch):
+    monkeypatch.setattr(worker, "_ANSWER_TIMEOUT_S", 0.2)
+    hanging = worker.start_worker()
+    os.kill(hanging.process.pid, signal.SIGSTOP)
+    with pytest.raises(RuntimeError, match="did not answer for 0.2 s"):
+        worker.ask(hanging, "step", "look")
+    worker.stop_worker(hanging)
+    assert hanging.process.returncode == -signal.SIGKILL
+
+
+@needs_engine
+def test_the_pool_replaces_a_process_that_hangs(monkeypatch):
+    made = []
+
+    def make_env():
+        monkeypatch.setattr(worker, "_ANSWER_TIMEOUT_S", 120.0)  # for the one that follows
+        made.append(AlfWorldEnvironment(find_small))
+        return made[-1]
+
+    with EnvPool(make_env, 1) as pool:
+        pool.submit("a", TASK)
+        pool.collect()
+        os.kill(made[0].pid, signal.SIGSTOP)
+        monkeypatch.setattr(worker, "_ANSWER_TIMEOUT_S", 0.2)
+        pool.submit("a", TASK, (), SMALL[1].walkthrough[0])
+        ((_, result),) = pool.collect()
+        assert result.valid and len(made) == 2 and pool.stats["worker_restarts"] == 1
 
 
 @needs_engine

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from spark_jax.envs import toy
+from spark_jax.envs import expert, toy
 from spark_jax.envs.pool import EnvironmentDied, EnvPool, ReplayMismatch, default_workers
+from spark_jax.run import worlds
 from spark_jax.types import PastStep, Start, StepResult, Task, UserError
 
 TASK = toy.toy_tasks(doors=3, choices=4, corridor=2, count=1)[0]
@@ -245,6 +246,32 @@ def test_misuse_is_refused():
 
 def test_default_workers_is_sensible():
     assert default_workers() >= 1
+
+
+@pytest.mark.parametrize(
+    "cores,free,each,expected",
+    [
+        (2, 64e9, 200e6, 12),  # six per core
+        (16, 10e9, 200e6, 25),  # half of what is free
+        (64, 1000e9, 200e6, 40),  # 8 GB
+        (64, 1000e9, 450e6, 17),
+        (2, 0, 200e6, 1),
+    ],
+)
+def test_default_workers_stay_within_a_bound(monkeypatch, cores, free, each, expected):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr("spark_jax.envs.pool._free_memory", lambda: free)
+    assert default_workers(each) == expected
+
+
+def test_paths_of_experts_stay_within_the_bound(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(64)), raising=False)
+    monkeypatch.setattr("spark_jax.envs.pool._free_memory", lambda: 1000e9)
+    asked = []
+    monkeypatch.setattr(expert, "gold_paths", lambda tasks, workers, *_: asked.append(workers))
+    for workers in (2, 40):
+        worlds._gold("full", "easy", [], workers, None, None)
+    assert asked == [2, 17]
 
 
 def test_results_are_plain_values():

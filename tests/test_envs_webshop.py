@@ -1,10 +1,9 @@
 """WebShop: pages, search, goals and every part of the reward, by hand; the embedded shop; the
-original's file formats. With WEBSHOP_DATA=<folder of the original files> those are tested too."""
+original's file formats (the real catalogue: test_envs_webshop_real.py)."""
 
 import collections
 import dataclasses
 import json
-import os
 import pathlib
 import re
 
@@ -67,31 +66,103 @@ def test_a_product_is_read_by_the_originals_rules():
 # --- the reward: each part on and off ----------------------------------------------------------
 
 
+# What is asked for: a lamp with two attributes and two options below 40 dollars; the reward is the
+# type's share times what fits of these five. The sums are written out, nothing is computed here.
+BOTH = {"color": "matte black", "size": "14 inch"}
+ASKED = goal(
+    title="Halden Brass Desk Lamp, Dimmable", query="desk lamp", levels="Home › Lighting › Desks",
+    attributes=("wireless charging", "touch control"), options=BOTH, price_limit=40.0,
+)  # fmt: skip
+ELSEWHERE = {"query": "reading light", "levels": "Office › Lighting"}  # one level shared
+OTHER_LAMP = {"name": "Orrin Lamp"}  # one noun of five in common
+TEN = "Halden Brass Desk Lamp Dimmable Shade Bulb Cord Switch Stand"
+ELEVEN = TEN + " Clamp"
+
+
+def lamp(attributes=ASKED.attributes, **changes):
+    fields = {
+        "name": ASKED.title,
+        "levels": ASKED.levels,
+        "query": "desk lamp",
+        "pricing": "$29.99",
+    }
+    return product_of(raw("B00000000A", **fields | changes), {"attributes": list(attributes)})
+
+
 @pytest.mark.parametrize(
-    "changes,chosen,expected",
+    "asked,bought,chosen,parts,total",
     [
-        ({}, {"color": "navy | blue"}, (1, 1, 1, True)),
-        ({}, {}, (1, 1, 0, True)),
-        ({}, {"color": "red"}, (1, 1, 0, True)),
-        ({"price_limit": 10.0}, {"color": "navy | blue"}, (1, 1, 1, False)),
-        ({"attributes": ("plastic",)}, {"color": "navy | blue"}, (1, 0, 1, True)),
-        ({"attributes": ("stainless steel", "plastic")}, {}, (1, 1, 0, True)),
-        ({"attributes": ("steel, stainless",)}, {}, (1, 1, 0, True)),  # the same words
-        ({"attributes": ("keeps tea warm",)}, {}, (1, 1, 0, True)),  # description
-        ({"attributes": ("dishwasher safe",)}, {}, (1, 1, 0, True)),  # bullet point
-        ({"attributes": ("acme",)}, {}, (1, 1, 0, True)),  # title
-        ({"options": {}}, {}, (1, 1, 0, True)),
-        ({"options": {"color": "blue ink"}}, {"color": "navy | blue"}, (1, 1, 1, True)),  # blue
-        ({"options": {"color": "navy"}}, {"color": "navy | blue"}, (1, 1, 0, True)),  # not blue
+        # type, attributes, options, price; total
+        ({}, {}, BOTH, (1, 2, 2, True), 1.0),  # 1 (2 + 2 + 1) / 5
+        # the price below, at and above the limit
+        ({}, {"pricing": "$39.99"}, BOTH, (1, 2, 2, True), 1.0),  # 1 (2 + 2 + 1) / 5
+        ({}, {"pricing": "$40.00"}, BOTH, (1, 2, 2, True), 1.0),  # 1 (2 + 2 + 1) / 5
+        ({}, {"pricing": "$40.01"}, BOTH, (1, 2, 2, False), 0.8),  # 1 (2 + 2 + 0) / 5
+        # options: one, none, a wrong one, whatever name they are chosen by
+        ({}, {}, {"size": "14 inch"}, (1, 2, 1, True), 0.8),  # 1 (2 + 1 + 1) / 5
+        ({}, {}, {}, (1, 2, 0, True), 0.6),  # 1 (2 + 0 + 1) / 5
+        ({}, {}, {**BOTH, "color": "white"}, (1, 2, 1, True), 0.8),  # 1 (2 + 1 + 1) / 5
+        ({}, {}, {**BOTH, "size": "9 inch"}, (1, 2, 1, True), 0.8),  # 1 (2 + 1 + 1) / 5
+        ({}, {}, {"x": "14 inch", "y": "matte black"}, (1, 2, 2, True), 1.0),  # (2 + 2 + 1) / 5
+        ({}, {}, {**BOTH, "z": "white"}, (1, 2, 2, True), 1.0),  # 1 (2 + 2 + 1) / 5
+        # near is enough: the same plain colour, the same words and more
+        ({}, {}, {**BOTH, "color": "jet black"}, (1, 2, 2, True), 1.0),  # (2 + 2 + 1) / 5
+        ({"options": {"0": "snow white"}}, {}, {"0": "offwhite"}, (1, 2, 1, True), 1.0),  # 4 / 4
+        ({"options": {"0": "offwhite"}}, {}, {"0": "snow white"}, (1, 2, 1, True), 1.0),  # 4 / 4
+        ({}, {}, {**BOTH, "size": "tall, 14 inch"}, (1, 2, 2, True), 1.0),  # (2 + 2 + 1) / 5
+        # a ratio of 86, and not one of 85
+        ({}, {}, {**BOTH, "size": "24 inch"}, (1, 2, 2, True), 1.0),  # (2 + 2 + 1) / 5
+        ({"options": {"0": "charging case"}}, {}, {"0": "fast charging"},
+         (1, 2, 0, True), 0.75),  # 1 (2 + 0 + 1) / 4
+        # attributes: one, none
+        ({}, {"attributes": ["touch control"]}, BOTH, (1, 1, 2, True), 0.8),  # (1 + 2 + 1) / 5
+        ({}, {"attributes": ["cordless"]}, BOTH, (1, 0, 2, True), 0.6),  # (0 + 2 + 1) / 5
+        # the same words, a ratio of 86, and not one of 85
+        ({}, {"attributes": ["touch control, charging wireless"]}, BOTH,
+         (1, 2, 2, True), 1.0),  # 1 (2 + 2 + 1) / 5
+        ({"attributes": ("machine washable",)}, {"attributes": ["machine wash"]}, BOTH,
+         (1, 1, 2, True), 1.0),  # 1 (1 + 2 + 1) / 4
+        ({}, {"attributes": ["wireless charger"]}, BOTH, (1, 0, 2, True), 0.6),  # (0 + 2 + 1) / 5
+        # attributes that title, bullet points or description mention
+        ({"attributes": ("dimmable", "solid oak")}, {}, BOTH, (1, 1, 2, True), 0.8),  # 4 / 5
+        ({}, {"attributes": [], "small_description": ["Folds.", "Touch Control."]}, BOTH,
+         (1, 1, 2, True), 0.8),  # 1 (1 + 2 + 1) / 5
+        ({}, {"attributes": [], "full_description": "With wireless charging."}, BOTH,
+         (1, 1, 2, True), 0.8),  # 1 (1 + 2 + 1) / 5
+        # fewer or more things asked for
+        ({"attributes": ("touch control",), "options": {}, "price_limit": 20.0}, {}, {},
+         (1, 1, 0, False), 0.5),  # 1 (1 + 0 + 0) / 2
+        ({"options": {}}, {}, BOTH, (1, 2, 0, True), 1.0),  # 1 (2 + 0 + 1) / 3
+        ({"attributes": ("touch control", "usb port", "solid oak")}, {}, {"size": "14 inch"},
+         (1, 1, 1, True), 0.5),  # 1 (1 + 1 + 1) / 6
+        # another type, of one noun in five: the query, two levels, or nothing in common
+        ({}, {**OTHER_LAMP, "levels": "x"}, BOTH, (1, 2, 2, True), 1.0),  # (2 + 2 + 1) / 5
+        ({}, {**OTHER_LAMP, "query": "x", "levels": "Home › Lighting › Tables"}, BOTH,
+         (1, 2, 2, True), 1.0),  # 1 (2 + 2 + 1) / 5
+        ({}, {**OTHER_LAMP, **ELSEWHERE}, BOTH, (0.5, 2, 2, True), 0.5),  # 0.5 · 5 / 5
+        ({}, {**OTHER_LAMP, **ELSEWHERE, "pricing": "$41"}, {"size": "14 inch"},
+         (0.5, 2, 1, False), 0.3),  # 0.5 (2 + 1 + 0) / 5
+        # two nouns of five are enough by themselves
+        ({}, {"name": "Orrin Brass Lamp", **ELSEWHERE}, {}, (1, 2, 0, True), 0.6),  # 3 / 5
+        # a goal without nouns counts as one of five
+        ({"title": "16 x 20"}, {}, {}, (1, 2, 0, True), 0.6),  # 1 (2 + 0 + 1) / 5
+        ({"title": "16 x 20"}, ELSEWHERE, {}, (0.5, 2, 0, True), 0.3),  # 0.5 (2 + 0 + 1) / 5
+        # one noun of ten, and of eleven, which weighs more than the same query
+        ({"title": TEN}, {**OTHER_LAMP, **ELSEWHERE}, BOTH,
+         (0.5, 2, 2, True), 0.5),  # 0.5 (2 + 2 + 1) / 5
+        ({"title": ELEVEN}, OTHER_LAMP, BOTH, (0.1, 2, 2, True), 0.1),  # 0.1 · 5 / 5
+        ({"title": ELEVEN}, {**OTHER_LAMP, "pricing": "$41"}, BOTH,
+         (0.1, 2, 2, False), 0.08),  # 0.1 (2 + 2 + 0) / 5
+        # no noun: nothing, whatever else fits
+        ({}, {"name": "Orrin Mug"}, BOTH, (0, 2, 2, True), 0.0),  # 0 (2 + 2 + 1) / 5
+        # nothing fits but the type
+        ({"price_limit": 20.0}, {"attributes": []}, {}, (1, 0, 0, False), 0.0),  # 1 (0 + 0 + 0) / 5
     ],
-)
-def test_reward_by_hand(changes, chosen, expected):
-    asked = goal(**changes)
-    got = reward(asked, MUG, chosen)
-    kind, attributes, options, price = expected
-    assert got[1:] == (kind, attributes, options, price)
-    total = (attributes + options + price) / (len(asked.attributes) + len(asked.options) + 1)
-    assert got.total == pytest.approx(kind * total)
+)  # fmt: skip
+def test_reward_by_hand(asked, bought, chosen, parts, total):
+    got = reward(dataclasses.replace(ASKED, **asked), lamp(**bought), chosen)
+    assert tuple(got[1:]) == parts
+    assert got.total == pytest.approx(total, abs=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -418,23 +489,54 @@ def test_missing_and_broken_files_end_in_one_sentence(tmp_path):
     write_shop(tmp_path)
     file = tmp_path / "items_shuffle_1000.json"
     text = file.read_text()
-    for broken in (text[:5000], text.replace('"query"', '"quarry"', 1), text.replace("[", "7", 1)):
+    for broken in (text[:5000], text.replace("[", "7", 1)):
         file.write_text(broken)
         with pytest.raises(UserError, match="cut off or not"):
             read_catalogue(tmp_path)
+    file.write_text(text)
+    (tmp_path / "items_ins_v2_1000.json").write_text("[]")
+    with pytest.raises(UserError, match="ins_v2_1000.json .*not JSON .a list where an object"):
+        read_catalogue(tmp_path)
 
 
-@pytest.mark.skipif(not os.environ.get("WEBSHOP_DATA"), reason="WEBSHOP_DATA is not set")
-def test_real_goals_can_be_won():
-    data = os.environ["WEBSHOP_DATA"]
-    shop_, env, won = open_shop(data), WebShopEnvironment(data), 0
-    for number, wanted in enumerate(shop_.goals[:1000]):
-        env.start(Task("webshop", "x", number))
-        env.step(f"search[{wanted.title}]")
-        if wanted.asin.lower() not in env.clickables():
-            continue
-        env.step(f"click[{wanted.asin}]")
-        for value in wanted.options.values():
-            env.step(f"click[{value}]")
-        won += env.step("click[buy now]").success
-    assert won >= 990
+@pytest.mark.parametrize(
+    "change,why",
+    [
+        (lambda product: {**product, "pricing": "$12.99 ($0.50 / oz.)"},
+         r"the pricing '\$12.99 \(\$0.50 / oz.\)' is not like '\$19.99'"),
+        (lambda product: {**product, "pricing": [12.99]}, "'list' object has no attribute"),
+        (lambda product: {k: v for k, v in product.items() if k != "query"}, "KeyError: 'query'"),
+        (lambda product: {**product, "asin": 17}, "TypeError"),
+        (lambda product: "a lamp", "'str' object has no attribute"),
+        (lambda product: None, "'NoneType' object has no attribute"),
+        (lambda product: {**product, "customization_options": {"size": ["s"]}}, "TypeError"),
+    ],
+)  # fmt: skip
+def test_a_product_that_is_none_is_named(tmp_path, change, why):
+    write_shop(tmp_path)
+    file = tmp_path / "items_shuffle_1000.json"
+    entries = json.loads(file.read_text())
+    entries[2] = change(entries[2])
+    file.write_text(json.dumps(entries))
+    with pytest.raises(UserError, match=rf"_1000.json: product 3 is not as .*{why}.*; correct it"):
+        read_catalogue(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry,why",
+    [
+        ({"instruction": "A lamp."}, "KeyError: 'instruction_attributes'"),
+        ({"instruction_attributes": ["soft"]}, "KeyError: 'instruction'"),
+        ({"instruction_attributes": None, "instruction": "A lamp."}, "TypeError"),
+        ({"instruction_attributes": ["soft"], "instruction": None}, "AttributeError"),
+        ("A lamp.", "TypeError"),
+    ],
+)
+def test_an_instruction_that_is_none_is_named(tmp_path, entry, why):
+    write_shop(tmp_path)
+    asin = generated_catalogue()[4].asin
+    good = {"instruction": "A lamp.", "instruction_attributes": ["soft"], "instruction_options": []}
+    (tmp_path / "items_human_ins.json").write_text(json.dumps({asin: [good, entry]}))
+    assert len(open_shop(str(tmp_path)).goals) == 1251  # the synthetic ones do without it
+    with pytest.raises(UserError, match=f"_ins.json: instruction 2 of product {asin} .*{why}"):
+        open_shop(str(tmp_path), human=True)

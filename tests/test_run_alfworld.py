@@ -7,10 +7,13 @@ import pathlib
 
 import pytest
 
+from spark_jax.envs.alfworld import expert
+from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
+from spark_jax.envs.trajectory import Trajectory
 from spark_jax.run.config import load_config
 from spark_jax.run.loop import run
 from spark_jax.run.worlds import make_world
-from spark_jax.types import UserError
+from spark_jax.types import Start, UserError
 
 CONFIG = str(pathlib.Path(__file__).parents[1] / "configs" / "alfworld.py")
 MISSING = [p for p in ("textworld", "alfworld", "fast_downward") if not importlib.util.find_spec(p)]
@@ -41,6 +44,28 @@ def test_the_world_has_the_splits_and_says_where_games_come_from(tmp_path):
     assert len(world.train) == 4 and len(world.splits["L2"]) == 48
     with pytest.raises(UserError, match="alfworld-download"):
         make_world(load_config(CONFIG, [f"env.data_dir={tmp_path}"]))
+
+
+def test_an_engine_that_dies_under_the_expert_is_replaced(monkeypatch):
+    world = make_world(load_config(CONFIG))
+    tasks = next(iter(world.train.values()))[:2]
+    deaths, closed = [3, 0], []
+
+    def play(env, task, max_steps):
+        number = tasks.index(task)
+        if deaths[number]:
+            deaths[number] -= 1
+            raise RuntimeError("its process 7 ended (code -9)")
+        return Trajectory(task, Start("", ""), (), 100.0)
+
+    monkeypatch.setattr(expert, "play", play)
+    monkeypatch.setattr(AlfWorldEnvironment, "close", lambda env: closed.append(env))
+    paths = world.experts(tasks, 1, None, lambda *counts: None)
+    assert [path.task for path in paths] == tasks
+    assert len(closed) == 3 + 1  # after each death, and at the end
+    deaths[:] = [4, 0]
+    with pytest.raises(UserError, match=r"died 4 times .*code -9.*: check the memory"):
+        world.experts(tasks, 1, None, lambda *counts: None)
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not installed ('.[alfworld]')")

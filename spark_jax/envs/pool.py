@@ -23,6 +23,10 @@ from spark_jax.types import PastStep, Start, StepResult, Task, UserError
 
 _log = logging.getLogger(__name__)
 
+# The largest default environment, a JVM of ScienceWorld, takes 167 MB (docs/environments.md).
+ENV_BYTES = 200e6
+MOST_BYTES = 8e9  # all environments together, unless env.workers says how many
+
 _RESTARTS = 3  # fresh environments tried for one job when environments die
 _MISMATCH_RETRIES = 2  # fresh environments tried for one job when a replay differs
 
@@ -318,11 +322,13 @@ class _Worker:
                 _log.warning("closing an environment failed: %s", _first_line(error))
 
 
-def default_workers() -> int:
-    """Environments that fit this machine: at most 6 per core, and 200 MB each in half of the
-    memory that is free now."""
+def default_workers(each: float = ENV_BYTES) -> int:
+    """Environments of `each` bytes that fit this machine: at most 6 per core, in half of the memory
+    that is free now, and in 8 GB however large the machine is: with the model and the rest of the
+    process a default run then stays below 12 GB."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(6 * (cores or 1), int(_free_memory() / 2 // 200e6)))
+    room = min(_free_memory() / 2, MOST_BYTES)
+    return max(1, min(6 * (cores or 1), int(room // each)))
 
 
 def _free_memory() -> float:

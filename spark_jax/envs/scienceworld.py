@@ -58,6 +58,7 @@ _NOT_A_CHOICE = "Unknown action."
 _LONGEST_ACTION = 200  # characters; the longest sensible ones have about 100
 _HEAP_MB = 88  # gives at most 200 MB of resident memory per JVM
 GOLD_HEAP_MB = 512  # the planner of `gold_actions` needs more
+GOLD_BYTES = 450e6  # of resident memory at most with it
 _ANSWER_TIMEOUT_S = 120.0
 
 # Every action of the game under "easy" (its own list, `connect`/`disconnect` only where a task has

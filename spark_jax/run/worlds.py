@@ -16,6 +16,7 @@ from spark_jax.envs.alfworld import expert as household
 from spark_jax.envs.alfworld import tasks as alfworld
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.base import Environment
+from spark_jax.envs.pool import default_workers
 from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES, Kind
 from spark_jax.envs.tasks import by_type
 from spark_jax.envs.trajectory import ExpertStep, Trajectory, winning_paths
@@ -134,6 +135,7 @@ def _scienceworld(config: ConfigDict) -> World:
 
 
 def _gold(style, simplification, tasks, workers, cache, on_done) -> list[Trajectory]:
+    workers = min(workers, default_workers(scienceworld.GOLD_BYTES))
     return expert.gold_paths(tasks, workers, cache, on_done, style, simplification)
 
 
@@ -146,7 +148,7 @@ def _alfworld(config: ConfigDict) -> World:
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
         player = make_env()
         try:
-            play = functools.partial(household.play, player, max_steps=env.max_steps)
+            play = functools.partial(household.play_surely, player, max_steps=env.max_steps)
             return winning_paths(play, wanted, env.max_steps, on_done)
         finally:
             player.close()
@@ -196,6 +198,7 @@ def _webshop(config: ConfigDict) -> World:
         system=tasks.system_prompt(env.prompt),
         first_message=functools.partial(tasks.first_message, style=env.prompt),
         experts=experts,
+        source=tasks.source(env.tasks, env.data_dir),
     )
 
 

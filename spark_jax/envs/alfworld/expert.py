@@ -8,6 +8,7 @@ that has just written a word finds it in the text above far more often than one 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +18,9 @@ from spark_jax.envs.base import Environment
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.types import StepResult, Task, UserError
 
+_log = logging.getLogger(__name__)
+
+_TRIES = 4  # processes for one task when they die, as in the pool
 # Receptacle types in which a thing may be, by common sense, likely ones first.
 _LIKELY = {
     thing.lower(): tuple(place.lower() for place in places) for thing, places in LIKELY.items()
@@ -63,6 +67,23 @@ def play(env: Environment, task: Task, max_steps: int = 50) -> Trajectory:
     visit = _Visit(env, start.goal, listed(start.observation), max_steps)
     visit.play()
     return Trajectory(task, start, tuple(visit.steps), visit.score)
+
+
+def play_surely(env: Environment, task: Task, max_steps: int = 50) -> Trajectory:
+    """`play`, once more from the start where the process of `env` dies. Raises UserError when it
+    dies again and again."""
+    for _ in range(_TRIES):
+        try:
+            return play(env, task, max_steps)
+        except (RuntimeError, OSError) as error:
+            env.close()  # the next start opens another process
+            last = error
+            _log.warning("an environment died while the expert played: %s", error)
+    raise UserError(
+        f"The environment of {task.env} {task.type} variation {task.variation} died {_TRIES} times "
+        f"while the expert played it (last: {last}): check the memory and the disk of this "
+        "machine."
+    ) from last
 
 
 def listed(observation: str) -> list[str]:

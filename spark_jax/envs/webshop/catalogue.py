@@ -64,14 +64,17 @@ def read_catalogue(folder: str | Path) -> list[Product]:
     human_file = folder / HUMAN_FILE
     human = _read(human_file) if human_file.is_file() else {}
     out: dict[str, Product] = {}
-    for raw in _stream(products):
-        asin = raw.get("asin", "nan")
-        if asin == "nan" or len(asin) > 10 or asin in out:
-            continue
-        try:
+    for number, raw in enumerate(_stream(products), 1):
+        try:  # the original stops at such a product, too
+            asin = raw.get("asin", "nan")
+            if asin == "nan" or len(asin) > 10 or asin in out:
+                continue
             out[asin] = product_of(raw, attributes.get(asin, {}), human.get(asin, ()))
-        except (KeyError, TypeError, AttributeError) as error:
-            raise _broken(products, error) from error
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(
+                f"{products}: product {number} is not as in WebShop's files "
+                f"({type(error).__name__}: {error}); correct it, or download the file again."
+            ) from error
     if not out:
         raise UserError(f"{products} holds no product; download WebShop's data again.")
     return list(out.values())
@@ -99,9 +102,13 @@ def product_of(raw: Mapping[str, Any], known: Mapping[str, Any], human=()) -> Pr
 
 
 def _prices(text: str | None) -> tuple[float, ...]:
-    """ "$19.99" or "$19.99$27.99" (also with words between): at most two numbers."""
+    """ "$19.99" or "$19.99$27.99" (also with words between): at most two numbers. Raises ValueError
+    for a text that is no price."""
     parts = [re.sub(r"[^\d.]", "", part) for part in (text or "").split("$")[1:]]
-    return tuple(float(part) for part in parts if part)[:2] or NO_PRICE
+    try:
+        return tuple(float(part) for part in parts if part)[:2] or NO_PRICE
+    except ValueError as error:
+        raise ValueError(f"the pricing {text!r} is not like '$19.99' or '$19.99$27.99'") from error
 
 
 def _options(raw: Mapping[str, Any] | str | None) -> dict[str, tuple[str, ...]]:
@@ -127,9 +134,12 @@ def _files(folder: Path) -> tuple[Path, Path]:
     )
 
 
-def _read(file: Path) -> Any:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__} where an object is expected")
+        return content
     except ValueError as error:
         raise _broken(file, error) from error
 

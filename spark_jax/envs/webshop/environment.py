@@ -127,7 +127,8 @@ class WebShopEnvironment:
         """The page that an action leads to; None for one that means nothing here."""
         page = self._page
         if verb == "search":
-            # As in the original, the search box is on the first page only.
+            # The search box is on the first page only. (The original's text environment accepts a
+            # search anywhere, though its pages show no box.)
             if page.name != "search":
                 return None
             found = self._shop.index.search(thing, MOST_RESULTS)

@@ -12,7 +12,8 @@ import itertools
 import random
 from collections.abc import Mapping, Sequence
 
-from spark_jax.envs.webshop.catalogue import Product
+from spark_jax.envs.webshop.catalogue import HUMAN_FILE, Product
+from spark_jax.types import UserError
 
 SHUFFLE_SEED = 233  # the original's
 PRICE_LIMITS = tuple(10.0 * i for i in range(1, 100))
@@ -59,9 +60,16 @@ def _synthetic_goals(product: Product) -> list[Goal]:
 def _human_goals(product: Product) -> list[Goal]:
     goals = []
     for i, written in enumerate(product.human):
-        attributes = tuple(written["instruction_attributes"])
+        try:  # the original stops at such an instruction, too
+            attributes = tuple(written["instruction_attributes"])
+            text = written["instruction"].strip(".") if attributes else ""
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{HUMAN_FILE}: instruction {i + 1} of product {product.asin} is not as in "
+                f"WebShop's file ({type(error).__name__}: {error}); correct it, or download the "
+                "file again."
+            ) from error
         if attributes:
-            text = written["instruction"].strip(".")
             # The option values alone, whatever they are values of.
             options = {str(j): v for j, v in enumerate(written.get("instruction_options") or ())}
             limit = price_limit(product, f"{product.asin} {i}")

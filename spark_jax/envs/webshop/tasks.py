@@ -43,6 +43,16 @@ def split_tasks(tasks: str, protocol: str, data_dir: str, split: str) -> list[Ta
     return sorted(chosen, key=lambda task: (task.type, task.variation))
 
 
+def source(tasks: str, data_dir: str) -> str:
+    """Which shop and which goals these are, for the user to read."""
+    shop = open_shop(data_dir, people_wrote(tasks))
+    kind = "written by people" if people_wrote(tasks) else "synthetic"
+    return (
+        f"WebShop: {data_dir or 'embedded shop'}, {len(shop.products):,} products, "
+        f"{len(shop.goals):,} goals ({kind})"
+    )
+
+
 def people_wrote(tasks: str) -> bool:
     """Whether `env.tasks` means the human goals. Raises UserError for other words."""
     if tasks not in GOALS:
