@@ -19,6 +19,7 @@ from jax.experimental.pallas import triton as plgpu
 
 LOW = -1e30  # below any score, and finite: exp(LOW - LOW) is a number
 LEAST_QUERIES = 16  # of a matrix product on the tensor cores
+LEAST_CHANNELS = 16  # of a head, likewise
 MOST_QUERIES = 64  # of a program of the prefill
 BLOCK_TOKENS = 128  # cache positions that the prefill looks at in one go
 WARPS = 4
@@ -116,7 +117,7 @@ def paged_attention_pallas(
     B, T, H, C = q_BTHC.shape
     slots, K = k_PSKC.shape[1:3]
     block = max(BLOCK_TOKENS, slots)
-    _check_sizes(C, block)
+    _check_sizes(C, slots)  # and with it the block
     G = H // K
     group = _power_of_two(G)  # queries of a token with one key head, padded
     tokens = min(_power_of_two(T), max(1, MOST_QUERIES // group))
@@ -192,6 +193,6 @@ def _power_of_two(size: int) -> int:
 
 
 def _check_sizes(channels: int, tokens: int) -> None:
-    for name, size in (("channels of a head", channels), ("tokens of a tile", tokens)):
+    for name, size in (("channels of a head", channels), ("tokens of a page or tile", tokens)):
         if size != _power_of_two(size):
             raise ValueError(f"{size} {name}: the kernel needs a power of two")
