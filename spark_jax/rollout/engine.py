@@ -6,8 +6,9 @@ whole response, are prefilled, decoded chunk by chunk, and leave. Their pages st
 (parked) while its environment steps, so that only the new observation is prefilled afterwards.
 
 When pages run short, rows wait in the order they came. If nothing runs and the first in the queue
-still does not fit, parked and waiting paths lose their pages, last come first, and are recomputed
-from their tokens later; so there is no deadlock, only work done twice (`stats.evictions`).
+still does not fit, parked and waiting paths lose the pages that they alone hold, last come first,
+and are recomputed from their tokens later; so there is no deadlock, only work done twice
+(`stats.evictions`).
 """
 
 from __future__ import annotations
@@ -208,15 +209,26 @@ class Engine:
             self.running.append(self.waiting.popleft())
 
     def _evict(self) -> bool:
-        """Takes the pages of one path that is not running; False if nobody else holds any."""
+        """Takes pages of one path that is not running; False if nobody holds any.
+
+        Of the path that came last among those with pages of their own, those pages. What it shares
+        it keeps: that costs no page, and to compute it again would. If every page is shared, those
+        that fewest hold are the next to become somebody's own.
+        """
+        head = self.waiting[0].pages
         holders = list(self._parked.values()) + [row.pages for row in list(self.waiting)[1:]]
-        # The head itself is last: its own pages may be shared and need a copy it has no room for.
-        for pages in [self.waiting[0].pages, *holders][::-1]:
-            if pages.ids:
-                self.pool.free(pages)
-                self.stats.evictions += 1
-                return True
-        return False
+        # What the head holds too does not come free by it; where the last page is such a one, all
+        # pages are (see `PagePool.cut`).
+        kept = set(head.ids)
+        others = [pages for pages in holders[::-1] if pages.ids and pages.ids[-1] not in kept]
+        if others:
+            self.pool.cut(min(others, key=lambda pages: self.pool.holders[pages.ids[-1]]))
+        elif head.ids:  # last, as a rule never: all pages in use are its own
+            self.pool.free(head)
+        else:
+            return False
+        self.stats.evictions += 1
+        return True
 
     def _is_finished(self, row: Row) -> bool:
         return (
