@@ -131,13 +131,13 @@ def test_the_kernels_for_gpus_read_a_long_prefix_together(params):
 
 
 def test_a_prefill_packs_groups_of_all_rows_and_pads_little(params):
-    """Whole groups of the first, then of the next, as far as one prefill goes; the rest later."""
+    """Whole groups of whom they help most, as far as one prefill goes; the rest later."""
     engine = make_engine(params, pages=512, path_tokens=200, prefill_tokens=64)  # 4 groups
     rows = [Row(prompt(i, n + 1), row_key(i), budget=1) for i, n in enumerate((40, 30, 5))]
     for row in rows:
         engine.add(row)
-    assert len(engine.round()) == 1  # 40 tokens are three groups; 16 of the 30 fill the fourth
-    assert [row.to_prefill for row in rows] == [0, 14, 5]
+    assert engine.round() == rows[2:]  # half of the four for the first, then the shortest
+    assert [row.to_prefill for row in rows] == [8, 14, 0]
     assert len(engine.round()) == 2
     assert engine.stats.prefill_tokens == 75
     assert engine.stats.prefill_slots == 64 + 32

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from spark_jax.cache.pool import Pages
 from spark_jax.models.config import ModelConfig
 from spark_jax.rollout.engine import Engine, Row
-from spark_jax.rollout.engine_shape import GROUP, EngineShape
+from spark_jax.rollout.engine_shape import GROUP, EngineShape, share_room
 from spark_jax.rollout.identity import row_key
 
 CONFIG = ModelConfig(
@@ -208,3 +208,32 @@ def test_pages_that_nobody_holds_alone_come_free_in_the_end():
     for row in (Row([2] * 35, row_key("other"), 4), *siblings):
         engine.add(row)
     assert len(drain(engine, over=True)) == 3 and engine.stats.evictions == 2
+
+
+@given(st.lists(st.integers(1, 300), max_size=12), st.integers(1, 64))
+def test_the_room_of_a_prefill_is_used_and_the_first_row_has_half_of_it(needs, room):
+    given_out = share_room(needs, room)
+    assert sum(given_out) == min(sum(needs), room)
+    assert all(0 <= got <= need for got, need in zip(given_out, needs, strict=True))
+    assert not needs or given_out[0] >= min(needs[0], -(-room // 2))
+
+
+def test_short_rows_do_not_wait_for_a_long_prompt_nor_it_for_them():
+    engine = dry(rows=4, pages=600, path_tokens=1100, prefill_tokens=64)  # 4 groups a round
+    long = Row([0] * 1025, row_key("long"), 4)  # 64 groups
+    engine.add(long)
+    engine.round()
+    short = [Row([1] * 31, row_key(i), 4) for i in range(40)]
+    for row in short:
+        engine.add(row)
+    first = engine.round()
+    assert first and set(first) <= set(short), "not after sixteen rounds"
+    for _ in range(30):
+        engine.round()
+    assert long.to_prefill == 0, "two groups a round, whatever else there is"
+
+
+def test_long_prompts_are_prefilled_one_after_the_other():
+    """Side by side all of them would be ready when now the last one is."""
+    assert share_room([9, 9, 9], 4) == [4, 0, 0]
+    assert share_room([1, 9, 9], 4) == [1, 3, 0]

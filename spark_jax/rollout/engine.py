@@ -36,7 +36,7 @@ from spark_jax.cache.tiles import (
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import packed, turned
 from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
-from spark_jax.rollout.engine_shape import GROUP, EngineShape, bucket
+from spark_jax.rollout.engine_shape import GROUP, EngineShape, bucket, share_room
 from spark_jax.rollout.programs import DecodeRows, Weights, decode_chunk, prefill
 from spark_jax.types import UserError
 
@@ -271,16 +271,14 @@ class Engine:
         return table_BW
 
     def _prefill_round(self) -> None:
-        """Prefills what the running rows lack, first come first, as far as one prefill goes."""
-        rows, counts, room = [], [], self.shape.group_ladder[-1]
-        for row in self.running:
-            n = min(row.to_prefill, room * GROUP)
-            if n > 0:
-                rows.append(row)
-                counts.append(n)
-                room -= -(-n // GROUP)
-        if not rows:
+        """Prefills what the running rows lack, as far as one prefill goes (`share_room`)."""
+        lacking = [row for row in self.running if row.to_prefill > 0]
+        if not lacking:
             return
+        needs = [-(-row.to_prefill // GROUP) for row in lacking]
+        given = share_room(needs, self.shape.group_ladder[-1])
+        rows, given = zip(*((r, n) for r, n in zip(lacking, given, strict=True) if n), strict=True)
+        counts = [min(row.to_prefill, n * GROUP) for row, n in zip(rows, given, strict=True)]
         lengths = [row.pages.length + n for row, n in zip(rows, counts, strict=True)]
         self._grow(rows, lengths)
         groups = [

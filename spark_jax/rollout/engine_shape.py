@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from spark_jax.ops.backend import Backend
 
@@ -51,3 +52,21 @@ def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
 def bucket(ladder: tuple[int, ...], size: int) -> int:
     """The smallest rung that holds `size`."""
     return next(rung for rung in ladder if rung >= size)
+
+
+def share_room(needs: Sequence[int], room: int) -> list[int]:
+    """How many of `room` groups each row gets in this round, of those that it needs.
+
+    Half of the room is for the row that came first, so that a long prompt goes on whatever comes
+    after it. The rest goes to those that need least first: they can decode while it is computed.
+    """
+    given = [0] * len(needs)
+
+    def give(i: int, most: int) -> None:
+        given[i] += min(needs[i] - given[i], most)
+
+    if needs:
+        give(0, -(-room // 2))
+    for i in sorted(range(len(needs)), key=lambda i: needs[i]):
+        give(i, room - sum(given))
+    return given
