@@ -1,9 +1,11 @@
 """The engine's scheduling alone, with a device that costs nothing: whatever comes in, however small
 the pool, everything ends, in a fair order, and no page is lost."""
 
+import dataclasses
 import random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -237,3 +239,31 @@ def test_long_prompts_are_prefilled_one_after_the_other():
     """Side by side all of them would be ready when now the last one is."""
     assert share_room([9, 9, 9], 4) == [4, 0, 0]
     assert share_room([1, 9, 9], 4) == [1, 3, 0]
+
+
+def programs_for(groups, ladder):
+    """Sizes of the programs that `_prefill_round` takes."""
+    engine = dry(rows=1, pages=groups * GROUP + 9, path_tokens=groups * GROUP + 9, slots=16)
+    taken = []
+    engine.shape = dataclasses.replace(engine.shape, prefill_tokens=ladder[-1] * GROUP)
+    engine._prefill = lambda some, G: taken.append(G)
+    engine.add(Row([0] * (groups * GROUP + 1), row_key(0), 0))
+    engine.round()
+    return taken
+
+
+@pytest.mark.parametrize(
+    "tokens,ladder",
+    [
+        (48, (1, 2, 3)),
+        (256, (2, 4, 8, 16)),  # the default: 8 rows
+        (512, (2, 4, 8, 16, 32)),
+        (1600, (2, 4, 8, 16, 32, 64, 100)),
+        (4096, (2, 4, 8, 16, 32, 64, 128, 256)),  # 128 rows
+    ],
+)
+def test_few_programs_make_up_any_prefill(tokens, ladder):
+    assert EngineShape(8, 16, 99, 999, prefill_tokens=tokens).group_ladder == ladder
+    for groups in {1, ladder[-1] // 2, ladder[-1] - 1, ladder[-1]}:
+        taken = programs_for(groups, ladder)
+        assert groups <= sum(taken) <= groups + 1 and len(taken) <= len(ladder)

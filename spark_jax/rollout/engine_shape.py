@@ -39,9 +39,12 @@ class EngineShape:
     @property
     def group_ladder(self) -> tuple[int, ...]:
         """Sizes of a prefill, in groups of `GROUP` tokens: what the rows of a round lack is cut
-        into such groups, so that a long prompt beside short observations costs no padding."""
+        into such groups, so that a long prompt beside short observations costs no padding. With
+        the powers of two up to the largest, few programs, each of which reads all weights, make up
+        any number of groups."""
         top = -(-self.prefill_tokens // GROUP)
-        return tuple(sorted({*_ladder(min(top, 16), 2, 4), top}))
+        powers = {2**i for i in range(5, top.bit_length()) if 2**i < top}
+        return tuple(sorted({*_ladder(min(top, 16), 2, 4), *powers, top}))
 
 
 def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
