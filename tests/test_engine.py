@@ -8,6 +8,7 @@ from jax.sharding import SingleDeviceSharding
 from native import NATIVE
 
 from spark_jax.models.config import ModelConfig
+from spark_jax.models.layouts import turned
 from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
 from spark_jax.rollout.engine import Engine, Row
 from spark_jax.rollout.engine_shape import EngineShape
@@ -325,3 +326,29 @@ def test_weights_cannot_change_under_a_living_path(params):
         engine.use(params, 1.0)
     engine.release(row.pages)
     engine.use(params, 1.0)
+
+
+def test_weights_are_laid_out_once_for_a_rollout(params, monkeypatch):
+    """Not once for each tree, where one at a time is open. No copy of them outlasts it."""
+    calls = []
+    monkeypatch.setattr(
+        "spark_jax.rollout.engine.turned", lambda params: calls.append(1) or turned(params)
+    )
+    engine = make_engine(params)
+    for rollout in range(2):
+        for tree in range(3):
+            row = one_row(seed=tree, budget=2)
+            run(engine, [row])
+            engine.release(row.pages)
+            assert engine.pool.used_pages == 0 and len(calls) == rollout + 1
+        engine.rest()
+        assert engine._weights is None and engine._copies is None
+    row = one_row(budget=2)
+    run(engine, [row])
+    engine.release(row.pages)
+    other = jax.tree.map(lambda x: x + 0.1, params)
+    engine.use(other, 1.0)
+    row = one_row(budget=2)
+    run(engine, [row])
+    expected = dense_logprobs(other, row.tokens, 17)
+    np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)

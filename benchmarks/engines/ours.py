@@ -92,6 +92,7 @@ def play(engine: Engine, trees: Sequence[Shape]) -> Measured:
                 add(sibling.tree, sibling.node, known, engine.fork(first.prefix))
             engine.release(first.prefix)
             first.prefix, first.keep_prefix = None, False
+    engine.rest()  # as a rollout ends: the next one lays its weights out again
     seconds = time.perf_counter() - start
     if engine.pool.used_pages:
         raise RuntimeError("pages were left behind")

@@ -101,7 +101,8 @@ class Engine:
         self.pool = PagePool(shape.pages, shape.slots)
         self.kv = init_kv(config, shape.pages, shape.slots, dtype, kv_sharding)
         self._on_cpu = self.kv[0][0].devices().pop().platform == "cpu"
-        # Copies of weights, and of the tiles that decoding looks at, there while paths are alive.
+        # Copies: of weights, there until `rest`, and of the tiles that decoding looks at, there
+        # while paths are alive.
         self._weights: Weights | None = None
         self._copies: tuple[TileCopies, ...] | None = None
         self._held: tuple[Held, Held] = ()
@@ -121,7 +122,7 @@ class Engine:
         stale after a change of weights, so no path may be alive."""
         if self.waiting or self.running or self.pool.used_pages:
             raise ValueError("weights can change only when no path holds pages")
-        give_back()
+        self.rest()
         self.params, self.temperature = params, np.float32(temperature)
         self.stats = EngineStats()
 
@@ -136,7 +137,7 @@ class Engine:
             count += 1
         self._copy([(0, 0)])
         jax.block_until_ready(self.kv)
-        self._drop_copies()
+        self.rest()
         return count + 1
 
     @property
@@ -168,8 +169,14 @@ class Engine:
         """The path is over: its pages are given up."""
         self._parked.pop(id(pages), None)
         self.pool.free(pages)
-        if not self.pool.used_pages:
-            self._drop_copies()
+        if not self.pool.used_pages:  # as at first: where tiles lie decides how sums are rounded
+            self._copies = None
+            give_back()
+
+    def rest(self) -> None:
+        """The rollout is over: the copies are given up, so that a learner has their memory."""
+        self._copies = self._weights = None
+        give_back()
 
     def round(self) -> list[Row]:
         """Admits, prefills and decodes one chunk; returns the rows whose response is complete."""
@@ -236,10 +243,6 @@ class Engine:
             or row.stop == self.accept
             or row.response[-1:] == [self.end_of_turn]
         )
-
-    def _drop_copies(self) -> None:
-        self._copies = self._weights = None
-        give_back()
 
     # --- device calls -----------------------------------------------------------------------
 
