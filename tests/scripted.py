@@ -49,6 +49,7 @@ class ScriptedEngine:
         self.explore_rate, self.fork_at = explore_rate, fork_at
         self.latency = random.Random(latency)
         self.alive = 0
+        self.resting = False
 
     @property
     def busy(self):
@@ -71,6 +72,10 @@ class ScriptedEngine:
         assert pages.ids, "released twice"
         pages.ids = []
         self.alive -= 1
+
+    def rest(self):
+        assert not self.rows
+        self.resting = True
 
     def round(self):
         done = []

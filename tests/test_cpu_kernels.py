@@ -102,6 +102,20 @@ def test_auto_takes_them_where_they_can_be_built(monkeypatch):
     assert backend.choose("auto", spread=False) == ("xla", "")
 
 
+def test_the_kernels_for_gpus_are_refused_where_they_cannot_run(monkeypatch):
+    for here in ("cpu", "tpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda here=here: here)
+        with pytest.raises(UserError, match=f"is for GPUs, and JAX runs on {here.upper()} here"):
+            backend.choose("pallas", spread=False)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert backend.choose("pallas", spread=False, head_dim=64) == ("pallas", "")
+    with pytest.raises(UserError, match="pallas is for one device; use xla"):
+        backend.choose("pallas", spread=True)
+    for name, channels in (("pallas", 96), ("pallas_interpret", 8)):
+        with pytest.raises(UserError, match=f"and this model's have {channels}; use auto or xla"):
+            backend.choose(name, spread=False, head_dim=channels)
+
+
 @pytest.mark.parametrize(
     "compiler,said",
     [(None, "there is no C++ compiler"), ("echo Oh no. >&2; exit 1", "failed: Oh no.")],

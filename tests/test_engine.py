@@ -8,6 +8,7 @@ from jax.sharding import SingleDeviceSharding
 from native import NATIVE
 
 from spark_jax.models.config import ModelConfig
+from spark_jax.models.layouts import turned
 from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
 from spark_jax.rollout.engine import Engine, Row
 from spark_jax.rollout.engine_shape import EngineShape
@@ -131,13 +132,13 @@ def test_the_kernels_for_gpus_read_a_long_prefix_together(params):
 
 
 def test_a_prefill_packs_groups_of_all_rows_and_pads_little(params):
-    """Whole groups of the first, then of the next, as far as one prefill goes; the rest later."""
+    """Whole groups of whom they help most, as far as one prefill goes; the rest later."""
     engine = make_engine(params, pages=512, path_tokens=200, prefill_tokens=64)  # 4 groups
     rows = [Row(prompt(i, n + 1), row_key(i), budget=1) for i, n in enumerate((40, 30, 5))]
     for row in rows:
         engine.add(row)
-    assert len(engine.round()) == 1  # 40 tokens are three groups; 16 of the 30 fill the fourth
-    assert [row.to_prefill for row in rows] == [0, 14, 5]
+    assert engine.round() == rows[2:]  # half of the four for the first, then the shortest
+    assert [row.to_prefill for row in rows] == [8, 14, 0]
     assert len(engine.round()) == 2
     assert engine.stats.prefill_tokens == 75
     assert engine.stats.prefill_slots == 64 + 32
@@ -325,3 +326,29 @@ def test_weights_cannot_change_under_a_living_path(params):
         engine.use(params, 1.0)
     engine.release(row.pages)
     engine.use(params, 1.0)
+
+
+def test_weights_are_laid_out_once_for_a_rollout(params, monkeypatch):
+    """Not once for each tree, where one at a time is open. No copy of them outlasts it."""
+    calls = []
+    monkeypatch.setattr(
+        "spark_jax.rollout.engine.turned", lambda params: calls.append(1) or turned(params)
+    )
+    engine = make_engine(params)
+    for rollout in range(2):
+        for tree in range(3):
+            row = one_row(seed=tree, budget=2)
+            run(engine, [row])
+            engine.release(row.pages)
+            assert engine.pool.used_pages == 0 and len(calls) == rollout + 1
+        engine.rest()
+        assert engine._weights is None and engine._copies is None
+    row = one_row(budget=2)
+    run(engine, [row])
+    engine.release(row.pages)
+    other = jax.tree.map(lambda x: x + 0.1, params)
+    engine.use(other, 1.0)
+    row = one_row(budget=2)
+    run(engine, [row])
+    expected = dense_logprobs(other, row.tokens, 17)
+    np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)

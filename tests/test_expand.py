@@ -37,6 +37,7 @@ def grow(
         deterministic,
     )  # fmt: skip
     assert engine.alive == 0, "pages were lost"
+    assert engine.resting, "a learner may want the memory"
     assert not environments.held, "a worker was never given back"
     return trees
 

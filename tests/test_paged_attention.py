@@ -41,3 +41,13 @@ def test_the_kernel_lowers_for_a_gpu(dtype):
         q, kv, kv, table, position
     )
     assert program.mlir_module().count("__gpu$xla.gpu.triton") == 1
+
+
+def test_the_kernel_does_not_cut_float32_to_tf32():
+    """As Triton does with a product that names no precision."""
+    q, kv = np.zeros((1, 16, 2, 16), np.float32), np.zeros((2, 16, 1, 16), np.float32)
+    table, position = np.zeros((1, 8), np.int32), np.zeros((1, 16), np.int32)
+    attend = functools.partial(paged_attention, backend="pallas")
+    program = str(jax.make_jaxpr(attend)(q, kv, kv, table, position))
+    assert program.count("dot_general[") == 2
+    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 2

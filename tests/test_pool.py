@@ -69,11 +69,28 @@ class PoolMachine(RuleBasedStateMachine):
         del content[tokens:]
         assert held.length == len(content) and len(held.ids) == -(-held.length // 3)
 
+    @precondition(lambda self: any(held.ids for held, _ in self.paths))
+    @rule(which=st.integers(0, 99))
+    def cut(self, which):
+        some = [path for path in self.paths if path[0].ids]
+        held, content = some[which % len(some)]
+        ids, counts, free = list(held.ids), list(self.pool.holders), self.pool.free_pages
+        self.pool.cut(held)
+        given_up = ids[len(held.ids) :]
+        assert {counts[page] for page in given_up} == {counts[ids[-1]]}
+        assert all(counts[page] > counts[ids[-1]] for page in held.ids)
+        if counts[ids[-1]] == 1:
+            assert self.pool.free_pages == free + len(given_up)
+        del content[held.length :]
+
     @invariant()
     def counts_are_holders(self):
         for page in range(1, 9):
             holders = sum(page in held.ids for held, _ in self.paths)
             assert self.pool.holders[page] == holders
+        for held, _ in self.paths:
+            counts = [self.pool.holders[page] for page in held.ids]
+            assert counts == sorted(counts, reverse=True), "whoever holds a page holds all before"
         assert self.pool.used_pages == sum(count > 0 for count in self.pool.holders)
 
     @invariant()

@@ -158,6 +158,7 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["train.row_targets=4096"], "train.row_tokens"),
         (["rollout.response_tokens=100"], "train.row_targets"),
         (["rollout.pages=40"], "rollout.pages"),
+        (["rollout.backend=pallas", "rollout.page_slots=24"], "rollout.page_slots is 24"),
         (["sft.slips=15"], "between 0 and 1"),
         (["sft.dialogues=paths.jsonl", "sft.trajectories=0"], "sft.trajectories"),
         (["env.tasks="], "env.tasks"),

@@ -233,6 +233,17 @@ def test_the_kernel_lowers_for_a_gpu(dtype):
     assert program.mlir_module().count("__gpu$xla.gpu.triton") == 2  # shared tiles and own ones
 
 
+def test_the_kernel_does_not_cut_float32_to_tf32():
+    """As Triton does with a product that names no precision."""
+    kv = np.zeros((2, 16, 1, 16), np.float32)
+    attend = functools.partial(attend_pages, backend="pallas")
+    program = str(
+        jax.make_jaxpr(attend)(kv[:1, 0], kv, kv, make_tiles([[1]], 1, 8, 16), np.ones(1))
+    )
+    # Two in each kernel: for shared tiles and for own ones.
+    assert program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") == 4
+
+
 def test_the_kernel_says_what_sizes_it_takes():
     tiles = make_tiles([[1]], 1, 1, 16)
     k = np.zeros((2, 16, 1, 24), np.float32)

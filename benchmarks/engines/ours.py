@@ -34,7 +34,7 @@ def make_engine(
         chunk=chunk,
         prefill_tokens=max(256, 32 * rows),  # as run/policy.py
         share_prefix=share_prefix,
-        backend=choose(backend, spread=False)[0],
+        backend=choose(backend, spread=False, head_dim=model.config.head_dim)[0],
     )
     never = np.zeros((2, model.config.vocab_size), np.int32)  # state 0 stays, 1 accepts
     engine = Engine(model.config, shape, never, NEVER, model.config.dtype)
@@ -92,6 +92,7 @@ def play(engine: Engine, trees: Sequence[Shape]) -> Measured:
                 add(sibling.tree, sibling.node, known, engine.fork(first.prefix))
             engine.release(first.prefix)
             first.prefix, first.keep_prefix = None, False
+    engine.rest()  # as a rollout ends: the next one lays its weights out again
     seconds = time.perf_counter() - start
     if engine.pool.used_pages:
         raise RuntimeError("pages were left behind")

@@ -108,6 +108,12 @@ class PagePool:
         while len(held.ids) > self.pages_for(held.length):
             self._drop(held.ids.pop())
 
+    def cut(self, held: Pages) -> None:
+        """Gives up the end of `held`: the pages with as few holders as its last one. Pages that
+        more hold are before them, since whoever holds a page holds all before it on the path."""
+        fewest = self.holders[held.ids[-1]]
+        self.keep(held, self.slots * sum(self.holders[page] > fewest for page in held.ids))
+
     def free(self, held: Pages) -> None:
         """Gives up all pages of `held`; it is empty afterwards."""
         for page in held.ids:

@@ -5,7 +5,7 @@ turned: kernels [F, D]. On a CPU XLA multiplies few rows faster with the weights
 packed: in the order in which the C++ products read them (ops/cpu_products.py), those of one
 input side by side. For one CPU, and for any number of rows.
 
-The last two are copies, there while paths are alive.
+The last two are copies, there while a rollout lasts.
 """
 
 from __future__ import annotations

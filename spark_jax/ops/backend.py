@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 
 from spark_jax.ops import cpu_kernels
+from spark_jax.ops.gpu_kernels import LEAST_CHANNELS
 from spark_jax.types import UserError
 
 # xla: plain XLA, everywhere. native: C++ for CPUs (ops/cpu_kernels.py). pallas: kernels for GPUs
@@ -15,15 +16,20 @@ from spark_jax.types import UserError
 Backend = Literal["xla", "native", "pallas", "pallas_interpret"]
 
 
-def choose(name: str, spread: bool) -> tuple[Backend, str]:
+def choose(name: str, spread: bool, head_dim: int | None = None) -> tuple[Backend, str]:
     """What `rollout.backend` stands for here, and why if that is less than there could be.
 
     Args:
       name: a `Backend`, or "auto".
       spread: whether the cache is spread over several devices.
+      head_dim: channels of a head of the model, if that is to be checked too.
 
-    Raises UserError for "native" where it cannot run.
+    Raises UserError for "native" or "pallas" where they cannot run.
     """
+    if name == "pallas":
+        _check_pallas(spread)
+    if name in ("pallas", "pallas_interpret") and head_dim is not None:
+        _check_channels(name, head_dim)
     if name not in ("auto", "native"):
         return name, ""
     why = ""
@@ -41,3 +47,23 @@ def choose(name: str, spread: bool) -> tuple[Backend, str]:
     if name == "native":
         raise UserError(f"config.rollout.backend=native cannot be built: {why}; use auto or xla.")
     return "xla", f"attention by plain XLA, slower than the C++ kernels: {why}"
+
+
+def _check_pallas(spread: bool) -> None:
+    here = jax.default_backend()
+    if here != "gpu":
+        raise UserError(
+            f"config.rollout.backend=pallas is for GPUs, and JAX runs on {here.upper()} here; use "
+            "auto or xla."
+        )
+    if spread:
+        # XLA cannot cut a kernel: it would gather the whole cache on every device.
+        raise UserError("config.rollout.backend=pallas is for one device; use xla.")
+
+
+def _check_channels(name: str, head_dim: int) -> None:
+    if head_dim < LEAST_CHANNELS or head_dim & (head_dim - 1):
+        raise UserError(
+            f"config.rollout.backend={name} needs heads of a power of two of channels, "
+            f"{LEAST_CHANNELS} or more, and this model's have {head_dim}; use auto or xla."
+        )

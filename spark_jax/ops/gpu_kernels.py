@@ -19,9 +19,14 @@ from jax.experimental.pallas import triton as plgpu
 
 LOW = -1e30  # below any score, and finite: exp(LOW - LOW) is a number
 LEAST_QUERIES = 16  # of a matrix product on the tensor cores
+LEAST_CHANNELS = 16  # of a head, likewise
 MOST_QUERIES = 64  # of a program of the prefill
 BLOCK_TOKENS = 128  # cache positions that the prefill looks at in one go
 WARPS = 4
+
+# As precise as the inputs: float32 would be cut to TF32 (10 bits) otherwise. Triton does not look
+# at it where inputs are bfloat16: those go to the tensor cores as they are.
+_dot = functools.partial(plgpu.dot, precision=jax.lax.Precision.HIGHEST)
 
 
 def tile_parts_pallas(
@@ -88,7 +93,7 @@ def _tile_kernel(count, pages, seen, q, k, v, max_out, sum_out, out, *, slots: i
         token_X = jnp.arange(tokens)
         page_X = pages[tile, token_X // slots]
         k_XC = k[page_X, token_X % slots, head, :]
-        scores = plgpu.dot(q[...], k_XC, trans_b=True).astype(jnp.float32)
+        scores = _dot(q[...], k_XC, trans_b=True).astype(jnp.float32)
         visible = token_X[None, :] < seen[...][:, None]
         scores = jnp.where(visible, scores, LOW)
         max_M = scores.max(axis=1)
@@ -96,7 +101,7 @@ def _tile_kernel(count, pages, seen, q, k, v, max_out, sum_out, out, *, slots: i
         v_XC = v[page_X, token_X % slots, head, :]
         max_out[...] = max_M
         sum_out[...] = weights.sum(axis=1)
-        out[...] = plgpu.dot(weights.astype(v_XC.dtype), v_XC).astype(jnp.float32)
+        out[...] = _dot(weights.astype(v_XC.dtype), v_XC).astype(jnp.float32)
 
 
 def paged_attention_pallas(
@@ -112,7 +117,7 @@ def paged_attention_pallas(
     B, T, H, C = q_BTHC.shape
     slots, K = k_PSKC.shape[1:3]
     block = max(BLOCK_TOKENS, slots)
-    _check_sizes(C, block)
+    _check_sizes(C, slots)  # and with it the block
     G = H // K
     group = _power_of_two(G)  # queries of a token with one key head, padded
     tokens = min(_power_of_two(T), max(1, MOST_QUERIES // group))
@@ -164,14 +169,14 @@ def _prefill_kernel(table, position, q, k, v, out, lse_out, *, slots: int, block
         token_X = i * block + jnp.arange(block)
         page_X = table[row, token_X // slots]
         k_XC = k[page_X, token_X % slots, head, :]
-        scores = plgpu.dot(q_MC, k_XC, trans_b=True).astype(jnp.float32)
+        scores = _dot(q_MC, k_XC, trans_b=True).astype(jnp.float32)
         visible = token_X[None, :] <= position_M[:, None]
         scores = jnp.where(visible, scores, LOW)
         new_max = jnp.maximum(max_M, scores.max(axis=1))
         shrink = jnp.exp(max_M - new_max)
         weights = jnp.where(visible, jnp.exp(scores - new_max[:, None]), 0.0)
         v_XC = v[page_X, token_X % slots, head, :]
-        part = plgpu.dot(weights.astype(v_XC.dtype), v_XC).astype(jnp.float32)
+        part = _dot(weights.astype(v_XC.dtype), v_XC).astype(jnp.float32)
         return new_max, sum_M * shrink + weights.sum(axis=1), out_MC * shrink[:, None] + part
 
     nothing = jnp.full((M,), LOW), jnp.zeros((M,)), jnp.zeros((M, C))
@@ -188,6 +193,6 @@ def _power_of_two(size: int) -> int:
 
 
 def _check_sizes(channels: int, tokens: int) -> None:
-    for name, size in (("channels of a head", channels), ("tokens of a tile", tokens)):
+    for name, size in (("channels of a head", channels), ("tokens of a page or tile", tokens)):
         if size != _power_of_two(size):
             raise ValueError(f"{size} {name}: the kernel needs a power of two")

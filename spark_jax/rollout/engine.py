@@ -6,8 +6,9 @@ whole response, are prefilled, decoded chunk by chunk, and leave. Their pages st
 (parked) while its environment steps, so that only the new observation is prefilled afterwards.
 
 When pages run short, rows wait in the order they came. If nothing runs and the first in the queue
-still does not fit, parked and waiting paths lose their pages, last come first, and are recomputed
-from their tokens later; so there is no deadlock, only work done twice (`stats.evictions`).
+still does not fit, parked and waiting paths lose the pages that they alone hold, last come first,
+and are recomputed from their tokens later; so there is no deadlock, only work done twice
+(`stats.evictions`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from spark_jax.cache.tiles import (
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import packed, turned
 from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
-from spark_jax.rollout.engine_shape import GROUP, EngineShape, bucket
+from spark_jax.rollout.engine_shape import GROUP, EngineShape, bucket, share_room
 from spark_jax.rollout.programs import DecodeRows, Weights, decode_chunk, prefill
 from spark_jax.types import UserError
 
@@ -100,7 +101,8 @@ class Engine:
         self.pool = PagePool(shape.pages, shape.slots)
         self.kv = init_kv(config, shape.pages, shape.slots, dtype, kv_sharding)
         self._on_cpu = self.kv[0][0].devices().pop().platform == "cpu"
-        # Copies of weights, and of the tiles that decoding looks at, there while paths are alive.
+        # Copies: of weights, there until `rest`, and of the tiles that decoding looks at, there
+        # while paths are alive.
         self._weights: Weights | None = None
         self._copies: tuple[TileCopies, ...] | None = None
         self._held: tuple[Held, Held] = ()
@@ -120,7 +122,7 @@ class Engine:
         stale after a change of weights, so no path may be alive."""
         if self.waiting or self.running or self.pool.used_pages:
             raise ValueError("weights can change only when no path holds pages")
-        give_back()
+        self.rest()
         self.params, self.temperature = params, np.float32(temperature)
         self.stats = EngineStats()
 
@@ -135,7 +137,7 @@ class Engine:
             count += 1
         self._copy([(0, 0)])
         jax.block_until_ready(self.kv)
-        self._drop_copies()
+        self.rest()
         return count + 1
 
     @property
@@ -167,8 +169,14 @@ class Engine:
         """The path is over: its pages are given up."""
         self._parked.pop(id(pages), None)
         self.pool.free(pages)
-        if not self.pool.used_pages:
-            self._drop_copies()
+        if not self.pool.used_pages:  # as at first: where tiles lie decides how sums are rounded
+            self._copies = None
+            give_back()
+
+    def rest(self) -> None:
+        """The rollout is over: the copies are given up, so that a learner has their memory."""
+        self._copies = self._weights = None
+        give_back()
 
     def round(self) -> list[Row]:
         """Admits, prefills and decodes one chunk; returns the rows whose response is complete."""
@@ -208,15 +216,26 @@ class Engine:
             self.running.append(self.waiting.popleft())
 
     def _evict(self) -> bool:
-        """Takes the pages of one path that is not running; False if nobody else holds any."""
+        """Takes pages of one path that is not running; False if nobody holds any.
+
+        Of the path that came last among those with pages of their own, those pages. What it shares
+        it keeps: that costs no page, and to compute it again would. If every page is shared, those
+        that fewest hold are the next to become somebody's own.
+        """
+        head = self.waiting[0].pages
         holders = list(self._parked.values()) + [row.pages for row in list(self.waiting)[1:]]
-        # The head itself is last: its own pages may be shared and need a copy it has no room for.
-        for pages in [self.waiting[0].pages, *holders][::-1]:
-            if pages.ids:
-                self.pool.free(pages)
-                self.stats.evictions += 1
-                return True
-        return False
+        # What the head holds too does not come free by it; where the last page is such a one, all
+        # pages are (see `PagePool.cut`).
+        kept = set(head.ids)
+        others = [pages for pages in holders[::-1] if pages.ids and pages.ids[-1] not in kept]
+        if others:
+            self.pool.cut(min(others, key=lambda pages: self.pool.holders[pages.ids[-1]]))
+        elif head.ids:  # last, as a rule never: all pages in use are its own
+            self.pool.free(head)
+        else:
+            return False
+        self.stats.evictions += 1
+        return True
 
     def _is_finished(self, row: Row) -> bool:
         return (
@@ -224,10 +243,6 @@ class Engine:
             or row.stop == self.accept
             or row.response[-1:] == [self.end_of_turn]
         )
-
-    def _drop_copies(self) -> None:
-        self._copies = self._weights = None
-        give_back()
 
     # --- device calls -----------------------------------------------------------------------
 
@@ -259,16 +274,14 @@ class Engine:
         return table_BW
 
     def _prefill_round(self) -> None:
-        """Prefills what the running rows lack, first come first, as far as one prefill goes."""
-        rows, counts, room = [], [], self.shape.group_ladder[-1]
-        for row in self.running:
-            n = min(row.to_prefill, room * GROUP)
-            if n > 0:
-                rows.append(row)
-                counts.append(n)
-                room -= -(-n // GROUP)
-        if not rows:
+        """Prefills what the running rows lack, as far as one prefill goes (`share_room`)."""
+        lacking = [row for row in self.running if row.to_prefill > 0]
+        if not lacking:
             return
+        needs = [-(-row.to_prefill // GROUP) for row in lacking]
+        given = share_room(needs, self.shape.group_ladder[-1])
+        rows, given = zip(*((r, n) for r, n in zip(lacking, given, strict=True) if n), strict=True)
+        counts = [min(row.to_prefill, n * GROUP) for row, n in zip(rows, given, strict=True)]
         lengths = [row.pages.length + n for row, n in zip(rows, counts, strict=True)]
         self._grow(rows, lengths)
         groups = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 from spark_jax.ops.backend import Backend
 
@@ -38,9 +39,12 @@ class EngineShape:
     @property
     def group_ladder(self) -> tuple[int, ...]:
         """Sizes of a prefill, in groups of `GROUP` tokens: what the rows of a round lack is cut
-        into such groups, so that a long prompt beside short observations costs no padding."""
+        into such groups, so that a long prompt beside short observations costs no padding. With
+        the powers of two up to the largest, few programs, each of which reads all weights, make up
+        any number of groups."""
         top = -(-self.prefill_tokens // GROUP)
-        return tuple(sorted({*_ladder(min(top, 16), 2, 4), top}))
+        powers = {2**i for i in range(5, top.bit_length()) if 2**i < top}
+        return tuple(sorted({*_ladder(min(top, 16), 2, 4), *powers, top}))
 
 
 def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
@@ -51,3 +55,21 @@ def _ladder(top: int, ratio: int, rungs: int) -> tuple[int, ...]:
 def bucket(ladder: tuple[int, ...], size: int) -> int:
     """The smallest rung that holds `size`."""
     return next(rung for rung in ladder if rung >= size)
+
+
+def share_room(needs: Sequence[int], room: int) -> list[int]:
+    """How many of `room` groups each row gets in this round, of those that it needs.
+
+    Half of the room is for the row that came first, so that a long prompt goes on whatever comes
+    after it. The rest goes to those that need least first: they can decode while it is computed.
+    """
+    given = [0] * len(needs)
+
+    def give(i: int, most: int) -> None:
+        given[i] += min(needs[i] - given[i], most)
+
+    if needs:
+        give(0, -(-room // 2))
+    for i in sorted(range(len(needs)), key=lambda i: needs[i]):
+        give(i, room - sum(given))
+    return given

@@ -54,6 +54,7 @@ def grow_trees(
         who = (task.env, task.type, task.variation, task.seed, seen[task])
         todo.append(Growing(task, dialogue, (*identity, who), rule))
     grower.run(todo, deterministic, on_tree)
+    engine.rest()
     return [growing.tree() for growing in todo]
 
 

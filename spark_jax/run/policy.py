@@ -79,7 +79,7 @@ def _mesh(config: ConfigDict) -> Mesh | None:
 def make_engine(config: ConfigDict, policy: Policy) -> Engine:
     """The sampler of `config.rollout`."""
     rollout = config.rollout
-    backend, why = choose(rollout.backend, spread=policy.mesh is not None)
+    backend, why = choose(rollout.backend, policy.mesh is not None, policy.config.head_dim)
     if why:
         print(why, file=sys.stderr, flush=True)
     pages_of_a_path = -(-(rollout.path_tokens + rollout.chunk) // rollout.page_slots)

@@ -198,6 +198,11 @@ def check_config(config: ConfigDict) -> None:
             f"config.rollout.pages is {pages}; a path of config.rollout.path_tokens needs {needed} "
             f"pages of {slots} tokens; raise it, or leave it at 0."
         )
+    if config.rollout.backend in ("pallas", "pallas_interpret") and slots & (slots - 1):
+        raise UserError(
+            f"config.rollout.page_slots is {slots}, but config.rollout.backend="
+            f"{config.rollout.backend} needs a power of two; use 16 or 32."
+        )
     if config.train.row_tokens < config.rollout.path_tokens:
         raise UserError(
             f"config.train.row_tokens is {config.train.row_tokens}; a row has to hold a whole path "
