@@ -99,6 +99,9 @@ def test_auto_takes_them_where_they_can_be_built(monkeypatch):
     with pytest.raises(UserError, match="native cannot be built: there is no C.. compiler"):
         backend.choose("native", spread=False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert backend.choose("auto", spread=False) == ("pallas", "")
+    assert backend.choose("auto", spread=True) == ("xla", "")
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
     assert backend.choose("auto", spread=False) == ("xla", "")
 
 

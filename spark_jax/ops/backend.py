@@ -33,6 +33,8 @@ def choose(name: str, spread: bool, head_dim: int | None = None) -> tuple[Backen
     if name not in ("auto", "native"):
         return name, ""
     why = ""
+    if name == "auto" and jax.default_backend() == "gpu" and not spread:
+        return "pallas", ""  # if they stand the trial (ops/gpu_trial.py)
     if jax.default_backend() != "cpu":
         why = "is for CPUs"
     elif spread:

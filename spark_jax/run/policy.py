@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
+from spark_jax.cache.tiles import pages_of_tile
 from spark_jax.envs.response import METAREASONING, THINKING, Kind
 from spark_jax.learn.loss import KL_ESTIMATORS, policy_loss, sft_loss
 from spark_jax.learn.optimisers import OPTIMISERS
@@ -22,8 +23,8 @@ from spark_jax.models.chat import Codec
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.presets import FROM_SCRATCH, load_model
 from spark_jax.models.sharding import make_mesh
-from spark_jax.ops import tree_attention
-from spark_jax.ops.backend import choose
+from spark_jax.ops import gpu_trial, tree_attention
+from spark_jax.ops.backend import Backend, choose
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.growing import Limits, TreeRule
@@ -76,10 +77,26 @@ def _mesh(config: ConfigDict) -> Mesh | None:
     return mesh if mesh.size > 1 else None
 
 
+def sampler_backend(config: ConfigDict, policy: Policy) -> tuple[Backend, str]:
+    """What `rollout.backend` stands for here, and why if that is less than there could be. Kernels
+    for GPUs have to stand a trial before they are chosen unasked."""
+    rollout, shape = config.rollout, policy.config
+    channels = None if rollout.backend == "auto" else shape.head_dim
+    backend, why = choose(rollout.backend, policy.mesh is not None, channels)
+    if rollout.backend == "auto" and backend == "pallas":
+        why = gpu_trial.trial(
+            shape.heads, shape.kv_heads, shape.head_dim, rollout.page_slots,
+            pages_of_tile(rollout.page_slots), rollout.dtype or shape.dtype,
+        )  # fmt: skip
+        if why:
+            return "xla", f"attention by plain XLA instead of the kernels for GPUs: {why}"
+    return backend, why
+
+
 def make_engine(config: ConfigDict, policy: Policy) -> Engine:
     """The sampler of `config.rollout`."""
     rollout = config.rollout
-    backend, why = choose(rollout.backend, policy.mesh is not None, policy.config.head_dim)
+    backend, why = sampler_backend(config, policy)
     if why:
         print(why, file=sys.stderr, flush=True)
     pages_of_a_path = -(-(rollout.path_tokens + rollout.chunk) // rollout.page_slots)
