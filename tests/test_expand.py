@@ -6,7 +6,14 @@ import pathlib
 from fractions import Fraction
 
 import pytest
-from scripted import DIALOGUE, TASK, InstantEnvironments, PastStep, ScriptedEngine
+from scripted import (
+    DIALOGUE,
+    TASK,
+    ByteCodec,
+    InstantEnvironments,
+    PastStep,
+    ScriptedEngine,
+)
 
 from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.toy import COLOURS, ToyEnvironment, toy_tasks
@@ -17,6 +24,7 @@ from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.identity import host_random
 from spark_jax.rollout.reinvest import Place, openness, share_out
 from spark_jax.rollout.signals import always, explore, make_signal, never
+from spark_jax.rollout.stops import state_after, stop_patterns, stop_table
 from spark_jax.run.config import load_config
 from spark_jax.run.policy import episode_rule
 
@@ -208,6 +216,15 @@ def test_late_leaves_play_on_from_the_state_of_their_node():
     assert deep > 10
 
 
+def test_the_state_after_a_text_is_that_of_the_table():
+    table = stop_table([bytes([i]) for i in range(256)], stop_patterns("same_step"))
+    for text in ("", "<", "><", "></", "</a", "</ex", "</ac<", "go</</action", "</é"):
+        state = 0
+        for byte in text.encode():
+            state = table[state, byte]
+        assert state_after(text, stop_patterns("same_step")) == state
+
+
 def test_openness_by_hand():
     assert openness(Place((), 0, 0)) == Fraction(1, 4)
     assert openness(Place((), 0, 1)) == openness(Place((), 1, 1)) == Fraction(2, 9)
@@ -247,6 +264,39 @@ def test_an_episode_goes_on_after_a_stop_at_explore():
         for node in tree.nodes:
             assert node.observation != NO_ACTION or node.response.endswith("I forgot")
     assert split > 10
+
+
+def test_a_token_that_ends_the_reasoning_may_begin_the_next_tag():
+    """Its beginning counts for all children of a fork within the step: here a token `></`."""
+    token = 255
+
+    class Pieces(ByteCodec):
+        def decode(self, ids):
+            return b"".join(b"></" if i == token else bytes([i]) for i in ids).decode()
+
+    class Watched(ScriptedEngine):
+        starts = []
+
+        def add(self, row):
+            if row.budget:
+                self.starts.append((row.tokens[-1] == token, row.stop))
+            super().add(row)
+
+        def script(self, row):
+            if row.tokens[-1] == token:
+                return list(b"action><action>look</action>")
+            return [*b"<explore>?</explore", token]
+
+    engine, rule = Watched(1.0), rule_of(8, 2, fork_at="same_step")
+    dialogue = dataclasses.replace(DIALOGUE, codec=Pieces())
+    limits = dataclasses.replace(LIMITS, max_steps=3)
+    (tree,) = grow_trees(
+        [TASK], engine, InstantEnvironments(), [dialogue], [rule], limits, (0, "rl", 0)
+    )
+    assert any(node.granted > 1 for node in tree.nodes[1:])
+    table = stop_table([b"<", b"/"], stop_patterns("same_step"))
+    begun = table[table[0, 0], 1]
+    assert begun != 0 and set(engine.starts) == {(False, 0), (True, begun)}
 
 
 @pytest.mark.parametrize("reinvest", [False, True])

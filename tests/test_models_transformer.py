@@ -246,6 +246,10 @@ def test_known_models_are_read_from_their_config_files():
         ({"attention_bias": True}, "attention_bias"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "high_freq_factor": 4.0}},
+            "lacks its low_freq_factor, original_max_position_embeddings",
+        ),
     ],
 )
 def test_what_the_decoder_lacks_is_refused(change, says):

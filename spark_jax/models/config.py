@@ -84,6 +84,13 @@ def _rope_from_hf(hf: Mapping[str, Any]) -> tuple[float, Llama3Scaling | None]:
     if kind == "default":
         return theta, None
     if kind == "llama3":
+        names = "factor low_freq_factor high_freq_factor original_max_position_embeddings".split()
+        missing = [name for name in names if rope.get(name) is None]
+        if missing:
+            raise UserError(
+                f"config.json asks for rotary scaling of type 'llama3' and lacks its "
+                f"{', '.join(missing)}; use the model's original file."
+            )
         return theta, Llama3Scaling(
             factor=float(rope["factor"]),
             low_freq_factor=float(rope["low_freq_factor"]),

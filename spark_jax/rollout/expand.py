@@ -22,6 +22,7 @@ from spark_jax.rollout.growing import Fork, Growing, Limits, Path, TreeRule
 from spark_jax.rollout.identity import row_key
 from spark_jax.rollout.reinvest import Place, share_out
 from spark_jax.rollout.signals import Step
+from spark_jax.rollout.stops import EXPLORED, state_after, stop_patterns
 from spark_jax.types import Node, Outcome, PastStep, Start, StepResult, Task, Tree, UserError
 
 
@@ -153,15 +154,19 @@ class _Grower:
         past: tuple[PastStep, ...], step: int, score: float, head: tuple[int, ...] = (),
     ) -> None:  # fmt: skip
         """A new leaf, known to the budget already, begins to sample its first own response."""
-        row = self._row(growing, indices, tokens, pages, len(head))
+        row = self._row(growing, indices, tokens, pages, head)
         path = Path(indices, indices[:-1], step, row, past, score, head)
         growing.paths[indices] = path
         self.owner[row] = (growing, path)
         self.engine.add(row)
 
-    def _row(self, growing, indices, tokens, pages, used: int) -> Row:
+    def _row(self, growing, indices, tokens, pages, head: tuple[int, ...]) -> Row:
         key = row_key(*growing.identity, indices)
-        return Row(list(tokens), key, self.limits.response_tokens - used, pages)
+        row = Row(list(tokens), key, self.limits.response_tokens - len(head), pages)
+        if head:  # its last token may hold the beginning of another tag, as `></` does
+            behind = growing.dialogue.text(list(head)).rpartition(EXPLORED)[2]
+            row.stop = state_after(behind, stop_patterns(growing.rule.fork_at))
+        return row
 
     # --- a response is complete -------------------------------------------------------------
 
@@ -273,7 +278,7 @@ class _Grower:
     ) -> None:
         """Child 0 goes on at once; a fork that was asked for waits for its depth's decision."""
         child = (*path.indices, 0)
-        row = self._row(growing, child, tokens, path.row.pages, len(head))
+        row = self._row(growing, child, tokens, path.row.pages, head)
         rule = growing.rule
         may_fork = bool(head) or rule.fork_at == "next_step"
         names = (path.indices[: i + 1] for i in range(len(path.indices)))

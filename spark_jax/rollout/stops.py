@@ -10,6 +10,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+EXPLORED = "</explore>"
+
+
+def stop_patterns(fork_at: str) -> tuple[str, ...]:
+    """What ends a response; with `tree.fork_at=same_step` the reasoning is one of its own."""
+    return ("</action>", EXPLORED) if fork_at == "same_step" else ("</action>",)
+
 
 def stop_table(token_bytes: Sequence[bytes], patterns: Sequence[str]) -> np.ndarray:
     """Transition table int32 [states, V]: `state = table[state, token]`, start state 0.
@@ -31,9 +38,20 @@ def stop_table(token_bytes: Sequence[bytes], patterns: Sequence[str]) -> np.ndar
     return table.astype(np.int32)
 
 
+def state_after(text: str, patterns: Sequence[str]) -> int:
+    """The state of `stop_table` after a text that begins in state 0 and completes no pattern."""
+    prefixes, tail = _proper_prefixes([pattern.encode() for pattern in patterns]), text.encode()
+    return next(prefixes.index(tail[i:]) for i in range(len(tail) + 1) if tail[i:] in prefixes)
+
+
+def _proper_prefixes(patterns: list[bytes]) -> list[bytes]:
+    """By the number of their state."""
+    return sorted({p[:i] for p in patterns for i in range(len(p))}, key=lambda s: (len(s), s))
+
+
 def _byte_automaton(patterns: list[bytes]) -> np.ndarray:
     """Aho-Corasick over bytes: int [states, 256]; the last state is absorbing acceptance."""
-    prefixes = sorted({p[:i] for p in patterns for i in range(len(p))}, key=lambda s: (len(s), s))
+    prefixes = _proper_prefixes(patterns)
     number = {prefix: i for i, prefix in enumerate(prefixes)}
     accept = len(prefixes)
     delta = np.full((accept + 1, 256), accept)

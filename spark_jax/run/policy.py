@@ -29,7 +29,7 @@ from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.signals import USES_SURPRISE, ForkCounts, make_signal, never
-from spark_jax.rollout.stops import stop_table
+from spark_jax.rollout.stops import stop_patterns, stop_table
 from spark_jax.types import UserError
 
 
@@ -110,9 +110,6 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
         prefill_tokens=max(256, 32 * rollout.rows),  # an observation for every row
         backend=backend,
     )
-    patterns = ["</action>"]
-    if config.tree.fork_at == "same_step":
-        patterns.append("</explore>")
     sharding = None
     if policy.mesh is not None:
         split = policy.config.kv_heads % policy.mesh.shape["tensor"] == 0
@@ -121,7 +118,7 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine:
     return Engine(
         policy.config,
         shape,
-        stop_table(policy.codec.token_bytes(), patterns),
+        stop_table(policy.codec.token_bytes(), stop_patterns(config.tree.fork_at)),
         policy.codec.end_of_turn_id,
         rollout.dtype or policy.config.dtype,
         sharding,
