@@ -9,7 +9,7 @@ engine runs in a process of its own, one after the other. An engine that is not 
 as not measured, with the reason. Engines that cannot be installed side by side may have
 environments of their own (each with this project in it):
 
-    python benchmarks/rollout.py --pythons tunix=/envs/tunix/bin/python,vllm=/envs/vllm/bin/python
+    python benchmarks/rollout.py --pythons tunix=envs/tunix/bin/python,vllm=envs/vllm/bin/python
 """
 
 from __future__ import annotations
@@ -51,7 +51,9 @@ ENGINES = tuple(NAMES)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="smollm2", help="a preset, or random:PRESET")
+    parser.add_argument(
+        "--model", default="smollm2", help="a preset, or random:NAME (smollm2, qwen1.5b, qwen7b)"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--rows", default="8,32", help="active leaves")
     parser.add_argument("--trees", type=int, default=4, help="of the recorded ones, from the first")

@@ -9,9 +9,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks import limits, scaling
 from benchmarks.engines import ours, requests
-from benchmarks.model import load_benchmark_model
+from benchmarks.model import SHAPES, load_benchmark_model
 from benchmarks.rollout import WORKLOAD, table
 from benchmarks.workload import Shape, load
+from spark_jax.models.config import parameter_count
 
 #            0 ─ 1 ─┬─ 2
 #                   └─ 3 ─ 4        and a second root, 5
@@ -86,6 +87,14 @@ def test_a_server_gets_every_response_of_a_tree_once():
     assert server.asked["0-3"][:45] == server.asked["0-1"] + [7] * 5
     with pytest.raises(RuntimeError, match="19 tokens came back where 20"):
         requests.play(Oracle(short=["0-2"]), [SMALL], rows=2, vocab_size=5)
+
+
+@pytest.mark.parametrize(
+    "name, millions", [("smollm2", 134.5), ("qwen1.5b", 1543.7), ("qwen7b", 7615.6)]
+)
+def test_shapes_with_random_weights_are_those_of_the_models(name, millions):
+    """Numbers of parameters as on the models' pages."""
+    assert parameter_count(SHAPES[name]) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_least_time_by_hand(model):
