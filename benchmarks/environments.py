@@ -91,8 +91,8 @@ def resident_mb(pid: int | None = None) -> float:
 
 
 def scienceworld(paths: int, episodes: int) -> list[Row]:
-    from spark_jax.envs import expert
-    from spark_jax.envs.scienceworld import ScienceWorldEnvironment, split_tasks
+    from spark_jax.envs.scienceworld import expert
+    from spark_jax.envs.scienceworld.environment import ScienceWorldEnvironment, split_tasks
     from spark_jax.envs.tasks import by_type, distinct_tasks
 
     tasks = distinct_tasks(by_type(split_tasks("default", "held_out", "train")), paths, 0)
@@ -108,7 +108,7 @@ def scienceworld(paths: int, episodes: int) -> list[Row]:
 def _stock_scienceworld(gold: Sequence[Trajectory]) -> Row:
     from scienceworld import ScienceWorldEnv
 
-    from spark_jax.envs.java import java_commands
+    from spark_jax.envs.scienceworld.java import java_commands
 
     java = pathlib.Path(java_commands()[0])
     os.environ["PATH"] = f"{java.parent}{os.pathsep}{os.environ['PATH']}"  # it runs `java`

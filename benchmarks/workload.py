@@ -84,7 +84,7 @@ def record(
     run: pathlib.Path, iteration: int, preset: str, instructions: bool = False
 ) -> list[list[list[int]]]:
     """The trees of an iteration of `run`, counted with the tokenizer of `preset`."""
-    from spark_jax.envs.scienceworld import system_prompt
+    from spark_jax.envs.scienceworld.environment import system_prompt
     from spark_jax.models.presets import load_model
     from spark_jax.run.treefile import read_trees, tree_path
 

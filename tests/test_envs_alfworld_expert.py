@@ -16,8 +16,7 @@ from spark_jax.envs.alfworld import tasks
 from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
 from spark_jax.envs.alfworld.expert import play
 from spark_jax.envs.alfworld.games import TASK_TYPES, Game
-from spark_jax.envs.annotate import explore_density
-from spark_jax.envs.trajectory import winning_paths
+from spark_jax.envs.trajectory import explore_density, winning_paths
 from spark_jax.types import Task
 
 MISSING = [p for p in ("textworld", "alfworld", "fast_downward") if not importlib.util.find_spec(p)]

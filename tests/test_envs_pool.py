@@ -6,8 +6,9 @@ import time
 
 import pytest
 
-from spark_jax.envs import expert, toy
+from spark_jax.envs import toy
 from spark_jax.envs.pool import EnvironmentDied, EnvPool, ReplayMismatch, default_workers
+from spark_jax.envs.scienceworld import expert
 from spark_jax.run import worlds
 from spark_jax.types import PastStep, Start, StepResult, Task, UserError
 

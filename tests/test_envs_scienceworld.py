@@ -5,10 +5,9 @@ import signal
 
 import pytest
 
-from spark_jax.envs import java
 from spark_jax.envs.pool import EnvPool
-from spark_jax.envs.rooms import abbreviate, read_room, tidy
-from spark_jax.envs.scienceworld import (
+from spark_jax.envs.scienceworld import java
+from spark_jax.envs.scienceworld.environment import (
     DEFAULT_HELD_OUT,
     DEFAULT_TRAINED,
     PAPER_HELD_OUT,
@@ -19,6 +18,7 @@ from spark_jax.envs.scienceworld import (
     system_prompt,
     task_types,
 )
+from spark_jax.envs.scienceworld.rooms import abbreviate, read_room, tidy
 from spark_jax.types import PastStep, Start, Task, UserError
 
 FIND = Task("scienceworld", "find-animal", 34)

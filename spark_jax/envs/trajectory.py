@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from spark_jax.envs.response import render_response
 from spark_jax.types import Start, Task
 
 
@@ -45,3 +46,22 @@ def winning_paths(
             out.append(path)
         on_done(i, len(tasks))
     return out
+
+
+def rendered_turns(trajectory: Trajectory) -> tuple[tuple[str, str], ...]:
+    """(response, the observation it brings) of each step."""
+    return tuple(
+        (render_response(step.reasoning, step.explore, step.action), step.observation)
+        for step in trajectory.steps
+    )
+
+
+def explore_density(trajectories: Sequence[Trajectory], parts: int = 6) -> list[float]:
+    """Share of explore steps in steps 1-5, 6-10, … of each path (0 where there are no steps)."""
+    counts = [[0, 0] for _ in range(parts)]
+    for trajectory in trajectories:
+        for i, step in enumerate(trajectory.steps):
+            if i // 5 < len(counts):
+                counts[i // 5][0] += step.explore
+                counts[i // 5][1] += 1
+    return [explores / steps if steps else 0.0 for explores, steps in counts]

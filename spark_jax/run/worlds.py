@@ -11,15 +11,17 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from spark_jax.envs import expert, metareasoning, scienceworld, toy
+from spark_jax.envs import metareasoning, toy
 from spark_jax.envs.alfworld import expert as household
 from spark_jax.envs.alfworld import tasks as alfworld
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.base import Environment
 from spark_jax.envs.pool import default_workers
 from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES, Kind
+from spark_jax.envs.scienceworld import environment as scienceworld
+from spark_jax.envs.scienceworld import expert
 from spark_jax.envs.tasks import by_type
-from spark_jax.envs.trajectory import ExpertStep, Trajectory, winning_paths
+from spark_jax.envs.trajectory import ExpertStep, Trajectory, rendered_turns, winning_paths
 from spark_jax.envs.window import WHOLE_PATH, Window
 from spark_jax.types import Start, Task, UserError
 
@@ -40,7 +42,7 @@ class World(NamedTuple):
     refusal: str = ""  # answer to an action that is not understood, if it is always the same
     retry: Kind = "explore"  # tag of the step after one
     # (response, observation) of each step of an expert
-    turns: Callable[[Trajectory], Sequence[tuple[str, str]]] = expert.rendered_turns
+    turns: Callable[[Trajectory], Sequence[tuple[str, str]]] = rendered_turns
     window: Window = WHOLE_PATH  # how much of a path a prompt shows
 
 

@@ -13,9 +13,9 @@ import importlib.resources
 import json
 from typing import Literal, NamedTuple
 
-from spark_jax.envs.java import Jvm, check_alive, start_jvm, stop_jvm
 from spark_jax.envs.response import RESPONSE_RULES
-from spark_jax.envs.rooms import abbreviate, tidy
+from spark_jax.envs.scienceworld.java import Jvm, check_alive, start_jvm, stop_jvm
+from spark_jax.envs.scienceworld.rooms import abbreviate, tidy
 from spark_jax.types import Start, StepResult, Task, UserError
 
 Style = Literal["short", "full"]
@@ -298,9 +298,7 @@ def _split_ends() -> dict[str, tuple[int, int, int]]:
 
     From the table shipped here when the installed game is of its version, else from the game.
     """
-    table = json.loads(
-        (importlib.resources.files(__package__) / "scienceworld_splits.json").read_text()
-    )
+    table = json.loads((importlib.resources.files(__package__) / "splits.json").read_text())
     try:
         installed = importlib.metadata.version("scienceworld")
     except importlib.metadata.PackageNotFoundError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from spark_jax.envs.rooms import Room, read_room
+from spark_jax.envs.scienceworld.rooms import Room, read_room
 from spark_jax.envs.trajectory import Trajectory
 
 

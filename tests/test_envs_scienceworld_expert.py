@@ -5,18 +5,18 @@ import json
 
 import pytest
 
-from spark_jax.envs import expert
-from spark_jax.envs.annotate import DENSITY, annotate, explore_density
 from spark_jax.envs.response import parse_response
-from spark_jax.envs.scenes import read_goal
-from spark_jax.envs.scienceworld import (
+from spark_jax.envs.scienceworld import expert
+from spark_jax.envs.scienceworld.annotate import DENSITY, annotate
+from spark_jax.envs.scienceworld.environment import (
     DEFAULT_HELD_OUT,
     DEFAULT_TRAINED,
     ScienceWorldEnvironment,
     split_tasks,
 )
+from spark_jax.envs.scienceworld.scenes import read_goal
 from spark_jax.envs.tasks import by_type, tasks_of_iteration
-from spark_jax.envs.trajectory import ExpertStep, Trajectory
+from spark_jax.envs.trajectory import ExpertStep, Trajectory, explore_density, rendered_turns
 from spark_jax.types import Start, Task, UserError
 
 PICK = {"lifespan-longest-lived": (0, 17), "find-animal": (34,), "find-non-living-thing": (16,)}
@@ -112,7 +112,7 @@ def test_warm_up_tasks_never_hold_held_out_types():
 
 def test_responses_are_well_formed_and_short(trajectories):
     for trajectory in trajectories:
-        turns = expert.rendered_turns(expert.in_style(trajectory, "short"))
+        turns = rendered_turns(expert.in_style(trajectory, "short"))
         for (response, observation), step in zip(turns, trajectory.steps, strict=True):
             parsed = parse_response(response)
             assert parsed.well_formed and parsed.action == step.action

@@ -1,6 +1,6 @@
 """The explore tags of an expert's trajectory: a pure function of what was seen.
 
-Each step gets one short sentence of reasoning (envs/reasoning.py). The explore tag marks real
+Each step gets one short sentence of reasoning (reasoning.py). The explore tag marks real
 choices by the rule of `annotate`, and its sentence names them.
 """
 
@@ -11,8 +11,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from spark_jax.envs.reasoning import reasoning, start
-from spark_jax.envs.scenes import Goal, Scene, candidates, read_goal, scenes_of
+from spark_jax.envs.scienceworld.reasoning import reasoning, start
+from spark_jax.envs.scienceworld.scenes import Goal, Scene, candidates, read_goal, scenes_of
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
 
 # Share of explore steps in steps 1-5, 6-10, …, 26-30 (the paper's warm-up data).
@@ -55,17 +55,6 @@ def annotate(trajectory: Trajectory) -> Trajectory:
             reasoning=choice.reasoning, explore=True, alternatives=choice.alternatives
         )
     return dataclasses.replace(trajectory, steps=tuple(steps))
-
-
-def explore_density(trajectories: Sequence[Trajectory]) -> list[float]:
-    """Share of explore steps in steps 1-5, 6-10, …, 26-30 (0 where there are no steps)."""
-    counts = [[0, 0] for _ in DENSITY]
-    for trajectory in trajectories:
-        for i, step in enumerate(trajectory.steps):
-            if i // 5 < len(counts):
-                counts[i // 5][0] += step.explore
-                counts[i // 5][1] += 1
-    return [explores / steps if steps else 0.0 for explores, steps in counts]
 
 
 def _choices(steps: Sequence[ExpertStep], scenes: list[Scene], goal: Goal) -> list[_Choice]:

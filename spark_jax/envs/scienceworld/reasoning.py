@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from spark_jax.envs.scenes import Goal, Scene, candidates, is_ingredient
+from spark_jax.envs.scienceworld.scenes import Goal, Scene, candidates, is_ingredient
 from spark_jax.envs.trajectory import ExpertStep
 
 _ELECTRIC = (" bulb", " motor", " buzzer")  # what power-component asks for

@@ -19,11 +19,10 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from spark_jax.envs.annotate import annotate
-from spark_jax.envs.response import render_response
-from spark_jax.envs.rooms import Room, abbreviate, read_room
-from spark_jax.envs.scenes import is_animal
-from spark_jax.envs.scienceworld import GOLD_HEAP_MB, ScienceWorldEnvironment, Style
+from spark_jax.envs.scienceworld.annotate import annotate
+from spark_jax.envs.scienceworld.environment import GOLD_HEAP_MB, ScienceWorldEnvironment, Style
+from spark_jax.envs.scienceworld.rooms import Room, abbreviate, read_room
+from spark_jax.envs.scienceworld.scenes import is_animal
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.keep import keep
 from spark_jax.types import Task, UserError
@@ -32,14 +31,6 @@ _log = logging.getLogger(__name__)
 
 MAX_STEPS = 30
 _RESTARTS = 3
-
-
-def rendered_turns(trajectory: Trajectory) -> tuple[tuple[str, str], ...]:
-    """(response, the observation it brings) of each step."""
-    return tuple(
-        (render_response(step.reasoning, step.explore, step.action), step.observation)
-        for step in trajectory.steps
-    )
 
 
 def in_style(trajectory: Trajectory, style: Style) -> Trajectory:
