@@ -8,7 +8,6 @@ import contextlib
 import functools
 import hashlib
 import importlib.metadata
-import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -49,11 +48,12 @@ def folder() -> Path:
 
 @functools.cache
 def _made_by() -> str:
-    """What else a translation depends on: domain and translator come with the packages, and it
-    holds pickled objects of theirs."""
+    """What else a translation depends on: domain and translator come with the packages. (Ours makes
+    the same of it; `form` counts how it is written down.)"""
+    form = "form 2"
     packages = ("alfworld", "textworld", "fast-downward-textworld")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    return "\n".join([*versions, f"Python {sys.version_info[:2]}", ""])
+    return "\n".join([*versions, form, ""])
 
 
 def _read(file: Path) -> bytes | None:
