@@ -21,6 +21,8 @@ CHANGING = (
     *("ison", "issliced", "istoggled", "objectatlocation", "opened"),
 )  # predicates in effects of actions
 _KNIVES = ("knifetype", "butterknifetype")
+_NEVER_AT_FIRST = ("checked", "holds", "holdsany", "opened")  # not true when a game begins
+_ONE_EACH = ("objecttype", "receptacleatlocation", "receptacletype")
 # What a type of receptacle does to things of an ability: action, new state, state that it ends.
 _TREATMENTS = (
     ("cleanobject", "sinkbasintype", "cleanable", "isclean", ""),
@@ -84,7 +86,7 @@ class _Reach(NamedTuple):
     facts: dict[str, list[Arguments]]
     agent: str
     locations: dict[str, None]  # of the agent
-    at: _Groups  # locations of a receptacle
+    at: dict[str, str]  # location of a receptacle
     openable: frozenset[str]
     held: dict[str, None]  # things that can be in the hand
     puts: list[tuple[str, str, str, str]]  # thing, receptacle and their types
@@ -97,18 +99,20 @@ def _reach(problem: Problem) -> _Reach:
     agents = [name for name, kind in problem.objects.items() if kind == "agent"]
     if len(agents) != 1 or len(facts["atlocation"]) != 1:
         raise NotUnderstood("it has no one agent at one location")
+    for name in _NEVER_AT_FIRST:
+        if facts[name]:
+            raise NotUnderstood(f"{name} at the start")
+    for name in _ONE_EACH:  # else two operators have one name
+        if len({first for first, _ in facts[name]}) < len(facts[name]):
+            raise NotUnderstood(f"{name} twice")
     ((agent, start),) = facts["atlocation"]
-    at = _groups(facts["receptacleatlocation"])
+    at = dict(facts["receptacleatlocation"])
     # From anywhere the agent can go to every receptacle.
-    locations = dict.fromkeys([start, *itertools.chain.from_iterable(at.values())])
+    locations = dict.fromkeys([start, *at.values()])
     pickupable = _all(facts, "pickupable")
     # All receptacles that are somewhere can be opened where that is needed.
-    lying = [o for o, r in facts["inreceptacle"] if r in at and o in pickupable]
-    held = dict.fromkeys([*(o for _, o in facts["holds"]), *lying])
-    types, holders = _groups(facts["receptacletype"]), {}
-    for r in at:
-        for rt in types.get(r, ()):
-            holders.setdefault(rt, []).append(r)
+    held = dict.fromkeys(o for o, r in facts["inreceptacle"] if r in at and o in pickupable)
+    holders = _groups((rt, r) for r, rt in facts["receptacletype"] if r in at)
     takers = _groups((ot, rt) for rt, ot in facts["cancontain"])
     puts = [
         (o, r, ot, rt)
@@ -118,8 +122,7 @@ def _reach(problem: Problem) -> _Reach:
         for r in holders.get(rt, ())
     ]
     inside = _groups([*facts["inreceptacle"], *((o, r) for o, r, _, _ in puts)])
-    beside = ((o, place) for o, r, _, _ in puts for place in at[r])
-    near = _groups([*facts["objectatlocation"], *beside])
+    near = _groups([*facts["objectatlocation"], *((o, at[r]) for o, r, _, _ in puts)])
     openable = _all(facts, "openable")
     return _Reach(facts, agent, locations, at, openable, held, puts, inside, near)
 
@@ -160,35 +163,28 @@ def _looking(reach: _Reach) -> Iterator[Operator]:
         yield seeing(f"{action} {a}", a, ())
     for place in reach.locations:
         yield seeing(f"look {a} {place}", place, (("atlocation", (a, place)),))
-    for r, locations in reach.at.items():
-        for place in locations:
-            yield seeing(f"examinereceptacle {a} {r}", r, (("atlocation", (a, place)),))
+    for r, place in reach.at.items():
+        yield seeing(f"examinereceptacle {a} {r}", r, (("atlocation", (a, place)),))
     for o in reach.held:
         yield seeing(f"examineobject {a} {o}", o, (("holds", (a, o)),))
 
 
 def _going(reach: _Reach) -> Iterator[Operator]:
     a = reach.agent
-    for r, ends in reach.at.items():
-        for end in ends:
+    for (r, end), start in itertools.product(reach.at.items(), reach.locations):
+        if start != end:  # else it changes nothing
+            leaving = Effect(("atlocation", (a, start)), False, before=True)
             arriving = Effect(("atlocation", (a, end)), True)
-            for start in reach.locations:
-                if start == end:
-                    continue  # changes nothing
-                leaving = Effect(("atlocation", (a, start)), False, before=True)
-                effects = (leaving, arriving) if start < end else (arriving, leaving)
-                yield Operator(f"gotolocation {a} {start} {end} {r}", (), effects)
+            effects = (leaving, arriving) if start < end else (arriving, leaving)
+            yield Operator(f"gotolocation {a} {start} {end} {r}", (), effects)
 
 
 def _opening(reach: _Reach) -> Iterator[Operator]:
     a = reach.agent
-    for r, locations in reach.at.items():
-        if r not in reach.openable:
-            continue
-        opened, checked = ("opened", (r,)), Effect(("checked", (r,)), True)
-        for place in locations:
-            here = (("atlocation", (a, place)),)
-            opening = (checked, Effect(opened, True, before=False))
+    for r, place in reach.at.items():
+        if r in reach.openable:
+            here, opened = (("atlocation", (a, place)),), ("opened", (r,))
+            opening = (Effect(("checked", (r,)), True), Effect(opened, True, before=False))
             yield Operator(f"openobject {a} {place} {r}", here, opening)
             closing = (Effect(opened, False, before=True),)
             yield Operator(f"closeobject {a} {place} {r}", here, closing)
@@ -198,31 +194,32 @@ def _carrying(reach: _Reach) -> Iterator[Operator]:
     """PickupObject and PutObject."""
     a = reach.agent
     pickupable = _all(reach.facts, "pickupable")
-    full = ("holdsany", (a,))
-    taking, giving = Effect(full, True, before=False), Effect(full, False)
-    for o, receptacles in reach.inside.items():
-        if o not in pickupable:
-            continue
-        held = Effect(("holds", (a, o)), True)
-        for r in receptacles:
-            there = Effect(("inreceptacle", (o, r)), False, before=True)
-            for place, needs in _access(reach, r):
-                effects = (held, taking, there, Effect(("objectatlocation", (o, place)), False))
-                yield Operator(f"pickupobject {a} {place} {o} {r}", needs, effects)
+    hand = ("holdsany", (a,))
+    for o, r in [(o, r) for o, found in reach.inside.items() for r in found]:
+        if o in pickupable and r in reach.at:
+            place = reach.at[r]
+            effects = (
+                Effect(("holds", (a, o)), True),
+                Effect(hand, True, before=False),
+                Effect(("inreceptacle", (o, r)), False, before=True),
+                Effect(("objectatlocation", (o, place)), False),
+            )
+            yield Operator(f"pickupobject {a} {place} {o} {r}", _access(reach, r), effects)
     for o, r, ot, rt in reach.puts:
-        held = Effect(("holds", (a, o)), False, before=True)
-        there = Effect(("inreceptacle", (o, r)), True)
-        for place, needs in _access(reach, r):
-            effects = (held, giving, there, Effect(("objectatlocation", (o, place)), True))
-            yield Operator(f"putobject {a} {place} {o} {r} {ot} {rt}", needs, effects)
+        place = reach.at[r]
+        effects = (
+            Effect(("holds", (a, o)), False, before=True),
+            Effect(hand, False),
+            Effect(("inreceptacle", (o, r)), True),
+            Effect(("objectatlocation", (o, place)), True),
+        )
+        yield Operator(f"putobject {a} {place} {o} {r} {ot} {rt}", _access(reach, r), effects)
 
 
-def _access(reach: _Reach, r: str) -> list[tuple[str, tuple[Atom, ...]]]:
-    """Where to stand to reach into a receptacle, and what that needs."""
+def _access(reach: _Reach, r: str) -> tuple[Atom, ...]:
+    """What it needs to reach into a receptacle."""
     opened = (("opened", (r,)),) if r in reach.openable else ()
-    return [
-        (place, (("atlocation", (reach.agent, place)), *opened)) for place in reach.at.get(r, ())
-    ]
+    return (("atlocation", (reach.agent, reach.at[r])), *opened)
 
 
 def _treating(reach: _Reach) -> Iterator[Operator]:
@@ -233,13 +230,12 @@ def _treating(reach: _Reach) -> Iterator[Operator]:
         things = [o for o in reach.held if o in able]
         tools = [r for r, kind in facts["receptacletype"] if kind == receptacle_type]
         for r, o in itertools.product(tools, things):
-            effects = [Effect((state, (o,)), True)]
-            if other:
-                effects.append(Effect((other, (o,)), False))
-            effects.sort()
-            for place in reach.at.get(r, ()):
+            if r in reach.at:
+                place = reach.at[r]
                 needs = (("atlocation", (a, place)), ("holds", (a, o)))
-                yield Operator(f"{action} {a} {place} {r} {o}", needs, tuple(effects))
+                ended = [Effect((other, (o,)), False)] if other else []
+                effects = tuple(sorted([Effect((state, (o,)), True), *ended]))
+                yield Operator(f"{action} {a} {place} {r} {o}", needs, effects)
     for (o,) in facts["toggleable"]:
         lit = ("ison", (o,))
         effects = (
@@ -248,9 +244,9 @@ def _treating(reach: _Reach) -> Iterator[Operator]:
             Effect(("istoggled", (o,)), True),
         )
         for r in reach.inside.get(o, ()):
-            for place in reach.at.get(r, ()):
-                needs = (("atlocation", (a, place)), ("inreceptacle", (o, r)))
-                yield Operator(f"toggleobject {a} {place} {o} {r}", needs, effects)
+            if r in reach.at:
+                needs = (("atlocation", (a, reach.at[r])), ("inreceptacle", (o, r)))
+                yield Operator(f"toggleobject {a} {reach.at[r]} {o} {r}", needs, effects)
     knives = [o for o, kind in facts["objecttype"] if kind in _KNIVES and o in reach.held]
     for (o,), knife in itertools.product(facts["sliceable"], knives):
         effects = (Effect(("issliced", (o,)), True),)
