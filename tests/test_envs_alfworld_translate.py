@@ -36,6 +36,7 @@ needs_games = pytest.mark.skipif(
     not (INSTALLED and GAMES), reason="SPARK_ALFWORLD_GAMES does not point at the packed games"
 )
 SMALL = [small_game(kind, shelves=2) for kind in WASHED]
+GOAL = "(heatable ?o) (isHot ?o)"
 # One of each task type and split.
 SOME = [games(split)[i * PER_TYPE[split] + 3] for split in PER_TYPE for i in range(len(TASK_TYPES))]
 
@@ -201,6 +202,9 @@ OTHERWISE = {
     "a lamp to carry, lit": "(toggleable Mug_bar_1) (isOn Mug_bar_1) (isToggled Mug_bar_1)",
     "knives": "(objectType Knife_bar_1 KnifeType) (sliceable Apple_bar_1) (pickupable Knife_bar_1) "
     "(inReceptacle Knife_bar_1 CounterTop_bar_1) (sliceable Knife_bar_1)",
+    "things to slice, near and far": "(objectType Knife_bar_1 KnifeType) "
+    "(inReceptacle Knife_bar_1 CounterTop_bar_1) (pickupable Knife_bar_1) (sliceable Apple_bar_1) "
+    "(objectAtLocation Apple_bar_1 loc_start) (objectAtLocation Apple_bar_1 loc_far)",
     "a knife out of reach": "(objectType Knife_bar_1 ButterKnifeType) (sliceable Apple_bar_1)",
     "a thing that nothing can hold": "(pickupable Knife_bar_1) (cleanable Knife_bar_1) "
     "(inReceptacle Knife_bar_1 Fridge_bar_2)",
@@ -213,15 +217,19 @@ OTHERWISE = {
 @pytest.mark.parametrize("game", SMALL[1:3], ids=lambda game: game.type)
 def test_households_of_other_kinds(domain, game, facts):
     knife = "Knife_bar_1 - object\nKnifeType - otype\nButterKnifeType - otype"
-    problem = game.problem.replace("(:objects\n", f"(:objects\n{knife}\n")
+    problem = game.problem.replace("(:objects\n", f"(:objects\nloc_far - location\n{knife}\n")
     agree(domain, problem.replace("(:init\n", f"(:init\n{facts}\n"))
 
 
 @needs_engine
 def test_a_receptacle_that_is_nowhere(domain):
-    problem = SMALL[1].problem.replace("(receptacleAtLocation Microwave_bar_3 loc_3)", "")
-    assert problem != SMALL[1].problem
-    agree(domain, problem)
+    at = "(receptacleAtLocation Microwave_bar_3 loc_3)"
+    inside = "(inReceptacle Mug_bar_1 Microwave_bar_3) (toggleable Spoon_bar_1) "
+    assert at in SMALL[2].problem
+    inside += "(inReceptacle Spoon_bar_1 Microwave_bar_3)"
+    agree(
+        domain, SMALL[2].problem.replace(at, inside).replace(GOAL, GOAL.replace("(isHot ?o)", ""))
+    )
 
 
 @needs_engine

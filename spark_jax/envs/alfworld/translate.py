@@ -40,7 +40,7 @@ def translate(domain: str, problem: str) -> Translation:
 
 
 def pack(translation: Translation) -> bytes:
-    """About 3 KB for an embedded game, 30 KB for an official one."""
+    """About 9 KB for an embedded game, 28 KB for an official one."""
     return zlib.compress(json.dumps(translation).encode(), 1)
 
 
