@@ -20,7 +20,14 @@ from multiprocessing.connection import Pipe
 import pytest
 from alfworld_game import WASHED, small_game, stock, unpack, write_official
 
-from spark_jax.envs.alfworld import engine, environment, official, translations, worker
+from spark_jax.envs.alfworld import (
+    engine,
+    environment,
+    generate,
+    official,
+    translations,
+    worker,
+)
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.alfworld.games import HELD_OUT, TASK_TYPES, Game, game_of_file
 from spark_jax.envs.pool import EnvPool
@@ -165,6 +172,14 @@ def test_only_changed_files_are_read_again(home, monkeypatch):
     index = official._index_file(home / "json_2.1.1", "train")
     index.write_text("[broken")
     assert count() == 2 and len(read) == 7
+
+
+def test_the_file_of_a_game_is_read_once(home, monkeypatch):
+    write_plain(home, "train", TASK_TYPES[0])
+    task = Task("alfworld", TASK_TYPES[0], 0)
+    game = official.find_game(str(home), task)
+    monkeypatch.delattr(official, "_checked_fields")
+    assert official.find_game(str(home), task) == game
 
 
 def split_of(folder, tasks, protocol, split):
@@ -547,24 +562,38 @@ def test_a_translation_that_cannot_be_kept_is_made_again(home, monkeypatch):
     )
 
 
+def used(env):
+    """Seconds of processor time of the engine, so that a busy machine does not count."""
+    ticks = pathlib.Path(f"/proc/{env.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
 @needs_engine
 def test_what_was_asked_for_once_is_remembered(env):
-    """In processor time of the engine, so that a busy machine does not count."""
-
-    def used():
-        ticks = pathlib.Path(f"/proc/{env.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-        return sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
-
     played(env, TASK, SMALL[1].walkthrough)
-    began = used()
+    began = used(env)
     for _ in range(20):
         env.start(TASK)
-    started = used()
+    started = used(env)
     for _ in range(10):
         played(env, TASK, SMALL[1].walkthrough)
     a_start = (started - began) / 20
-    a_step = (used() - started - 10 * a_start) / 10 / len(SMALL[1].walkthrough)
+    a_step = (used(env) - started - 10 * a_start) / 10 / len(SMALL[1].walkthrough)
     assert a_start < 0.05 and a_step < 0.01
+
+
+@needs_engine
+def test_a_new_game_begins_soon(home, monkeypatch):
+    monkeypatch.setattr(translations, "_kept", collections.OrderedDict())
+    env = AlfWorldEnvironment(lambda task: generate.games("L0")[task.variation])
+    try:
+        env.start(Task("alfworld", "", 0))
+        began = used(env)
+        for number in range(1, 21):
+            env.start(Task("alfworld", "", 7 * number))
+        assert (used(env) - began) / 20 < 0.06
+    finally:
+        env.close()
 
 
 # ---- official games

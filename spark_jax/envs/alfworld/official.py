@@ -99,7 +99,8 @@ def selected_types(tasks: str, protocol: str, split: str) -> tuple[str, ...]:
 
 
 def find_game(data_dir: str, task: Task) -> Game:
-    """The game of a task; reads its file. Raises UserError when there is none, or it is broken."""
+    """The game of a task; reads its file (the last few games are remembered). Raises UserError when
+    there is none, or it is broken."""
     folder = data_folder(data_dir)
     if task.split not in FOLDERS:
         raise UserError(f"The split {task.split!r} does not exist: use train, L0, L1 or L2.")
@@ -111,7 +112,12 @@ def find_game(data_dir: str, task: Task) -> Game:
             f"ALFWorld's {task.split} has no game {task.variation} of {task.type}: {have}."
         )
     path = paths[task.variation - first]
-    return read_game(folder / path, task.type, path)
+    return _read_once(folder / path, task.type, path)
+
+
+@functools.lru_cache(64)  # of up to 100 KB
+def _read_once(path: Path, task_type: str, name: str) -> Game:
+    return read_game(path, task_type, name)
 
 
 def read_game(path: Path, task_type: str, name: str) -> Game:
