@@ -591,7 +591,7 @@ def test_a_new_game_begins_soon(home, monkeypatch):
         began = used(env)
         for number in range(1, 21):
             env.start(Task("alfworld", "", 7 * number))
-        assert (used(env) - began) / 20 < 0.06
+        assert (used(env) - began) / 20 < 0.04
     finally:
         env.close()
 

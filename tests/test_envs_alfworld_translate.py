@@ -259,6 +259,20 @@ def test_what_is_not_understood_is_left_to_the_planner(domain, old, new):
 
 
 @needs_engine
+def test_a_game_left_to_the_planner_is_played_after_another():
+    odd = SMALL[0].problem.replace("(:init\n", "(:init\n(opened Shelf_bar_4)\n")
+    chosen = [SMALL[2], SMALL[0]._replace(problem=odd)]
+    env = AlfWorldEnvironment(lambda task: chosen[task.variation])
+    try:
+        for number in (0, 1, 0, 1):
+            env.start(Task("alfworld", chosen[number].type, number))
+            results = [env.step(action) for action in chosen[number].walkthrough]
+            assert [r.success for r in results] == [False] * (len(results) - 1) + [True]
+    finally:
+        env.close()
+
+
+@needs_engine
 def test_another_domain_is_left_to_the_planner(domain, monkeypatch):
     asked = []
     there = translate._translate_there

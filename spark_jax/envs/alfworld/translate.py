@@ -95,7 +95,8 @@ def _translate_there(domain: str, problem: str) -> Translation:
 
     gc.disable()  # it makes many objects and drops none of them before it ends
     try:
-        task, sas = fast_downward.pddl2sas(domain, problem)
+        # Not the name that textworld calls: the engine puts what it has translated in its place.
+        task, sas = fast_downward.interface.pddl2sas(domain, problem)
     finally:
         gc.enable()
     facts = []
