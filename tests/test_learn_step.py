@@ -364,8 +364,37 @@ def test_update_is_adamw_with_a_clip():
     np.testing.assert_allclose(scale, old - 0.01, atol=2e-5)  # norms do not decay
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing():
-    config = small_config("float32")
+def after_tiny_updates(dtype, count=1000):
+    """Parameters around 0.02, and the optimiser state, after `count` updates of about 1e-6."""
+    config = small_config(dtype)
+    start = jax.tree.map(lambda x: x.astype(jnp.bfloat16), random_params(config, 0))
+    params = jax.tree.map(lambda x: (0.02 + 0.001 * x).astype(dtype), start)
+    steps = make_steps(config, sft_loss, adamw(weight_decay=0.0))
+    state, sums = steps.init(params), steps.zero(params)
+    sums = sums._replace(grads=jax.tree.map(lambda x: x + 1.0, sums.grads))
+    before = jax.tree.map(np.array, params)
+    for _ in range(count):
+        params, state, _ = steps.apply(params, state, sums, 1e-6)
+    return before, params, state
+
+
+def test_tiny_updates_move_bfloat16_parameters_as_they_move_float32():
+    """Each is a hundredth of the spacing of bfloat16 there."""
+    _, wanted, plain = after_tiny_updates("float32")
+    before, params, state = after_tiny_updates("bfloat16")
+    assert jax.tree.structure(plain) == jax.tree.structure(state.inner), "no copy in float32"
+    for old, new, master, x in zip(
+        *map(jax.tree.leaves, (before, params, state.master, wanted)), strict=True
+    ):
+        assert new.dtype == jnp.bfloat16 and master.dtype == jnp.float32
+        np.testing.assert_array_equal(new, master.astype(jnp.bfloat16))
+        np.testing.assert_allclose(master, old.astype(np.float32) - 1e-3, atol=1e-5)
+        np.testing.assert_allclose(new.astype(jnp.float32), x, atol=3e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gradient_that_is_not_finite_changes_nothing(dtype):
+    config = small_config(dtype)
     params = random_params(config, 0)
     before = jax.tree.map(np.array, params)
     steps = make_steps(config, sft_loss, adamw())
@@ -376,6 +405,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
     assert float(metrics["skipped"]) == 1.0
     for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(before), strict=True):
         np.testing.assert_array_equal(a, b)
+    if dtype == "bfloat16":
+        state, master = state
+        assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), master, before))
     assert int(state[1].count) == 0
 
 

@@ -13,6 +13,11 @@ import numpy as np
 import optax
 import pytest
 
+from spark_jax.learn.loss import sft_loss
+from spark_jax.learn.optimisers import adamw
+from spark_jax.learn.step import make_steps
+from spark_jax.models.config import nano_config
+from spark_jax.models.transformer import init_params
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.types import UserError
 
@@ -70,6 +75,23 @@ def test_round_trip_retention_and_reference(tmp_path):
             checkpoints.restore(wrong)
         with pytest.raises(UserError, match="other is absent there"):
             checkpoints.restore_reference({"other": jnp.zeros(3)})
+
+
+def test_the_float32_copy_of_bfloat16_parameters_comes_back(tmp_path):
+    config = nano_config(16, param_dtype="bfloat16")
+    steps = make_steps(config, sft_loss, adamw())
+    params = init_params(config, jax.random.key(0))
+    state = steps.init(params)
+    for _ in range(3):  # too small for the parameters to move
+        sums = steps.zero(params)
+        sums = sums._replace(grads=jax.tree.map(lambda x: x + 1.0, sums.grads))
+        params, state, _ = steps.apply(params, state, sums, 1e-6)
+    assert (state.master["final_norm"]["scale"] != params["final_norm"]["scale"]).all()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params, state, {})
+        fresh = init_params(config, jax.random.key(1))
+        restored = checkpoints.restore(fresh, steps.init(fresh))
+    assert_same((restored.params, restored.opt_state), (params, state))
 
 
 def test_reading_a_folder_without_a_run_makes_nothing(tmp_path):

@@ -1,7 +1,8 @@
 """Optimisers of the learner, without the learning rate, which `Steps.apply` multiplies in.
 
 Both clip the gradient by its global norm first, and both let only matrices decay, not norm scales
-and biases. Moments are float32 or wider whatever the parameters are.
+and biases. Moments are float32 or wider whatever the parameters are; of parameters that are
+narrower learn/step.py keeps a copy in float32.
 """
 
 from __future__ import annotations

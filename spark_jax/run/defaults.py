@@ -32,7 +32,7 @@ def base_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.preset = "tiny"  # tiny, nano (tests), smollm2, qwen1.5b, qwen7b
     config.model.path = ""  # folder, GGUF file or hub name of the weights; "": the preset's own
-    config.model.param_dtype = "float32"  # of stored parameters: float32 or bfloat16
+    config.model.param_dtype = "float32"  # as stored; bfloat16: training keeps a float32 copy
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
 
     config.tree = ConfigDict()
