@@ -142,10 +142,10 @@ with Checkpoints({workdir!r}, keep=1) as checkpoints:
     print("ready", step, flush=True)
     while True:
         step += 1
-        checkpoints.save(step, *values(step), {{"step": step}})
-        print(step, flush=True)
         if step == 1:
             checkpoints.save_reference(values(100)[0])
+        checkpoints.save(step, *values(step), {{"step": step}})
+        print(step, flush=True)
 """
 
 
