@@ -32,7 +32,7 @@ from spark_jax.run.endpoint_options import (
     describe_cost,
     prices_of,
 )
-from spark_jax.run.evalfile import OWN_NAMES, evaluation, read_evaluations
+from spark_jax.run.evalfile import evaluation, is_own, read_evaluations
 from spark_jax.run.prompted import Prompted, evaluate_prompted
 from spark_jax.run.rules import SPLITS
 from spark_jax.run.summary import compare, print_summary, print_types, shared_tasks
@@ -155,7 +155,7 @@ def _name(options: argparse.Namespace, who: str, temperature: float) -> str:
     name = options.name
     if "/" in name or name.startswith("."):
         raise UserError(f"--name={name} would be a path; choose a name without / and leading dot.")
-    if name in OWN_NAMES:
+    if is_own(name):
         raise UserError(
             f"--name={name} is that of an evaluation of the run itself; choose another."
         )

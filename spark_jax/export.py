@@ -34,7 +34,7 @@ def export(workdir: Path, folder: Path, checkpoint: str = "newest") -> int:
     params, step = saved_parameters(workdir, policy.params, checkpoint)
     save_model(Model(policy.config, params, policy.codec), folder)
     policy.codec.save_for_transformers(folder)
-    write_record(workdir, folder)
+    write_record(workdir, folder, checkpoint)
     return step
 
 

@@ -165,6 +165,9 @@ def test_a_content_filter_ends_no_evaluation():
     error = {"message": "The response was filtered by the policy.", "code": "content_filter"}
     completion, asked = ask(script(Reply({"error": error}, 400)))
     assert completion == Completion("", 0, 0) and len(asked) == 1
+    error = {"message": "content_filter is no field of a request", "code": "invalid_request"}
+    text, _ = fails(script(Reply({"error": error}, 400)))
+    assert "check --model and --body" in text
 
 
 def pauses(*replies, **settings):

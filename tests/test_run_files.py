@@ -241,8 +241,8 @@ def test_evaluation_entries(tmp_path):
 
 
 def test_closing_table(tmp_path):
-    add_evaluation(tmp_path, "before", 0, 0.4, {"L0": results(*[0] * 10), "L1": results(1)})
-    add_evaluation(tmp_path, "after", 5, 0.4, {"L0": results(*[1] * 5, *[0] * 5)})
+    add_evaluation(tmp_path, "after warm-up", 0, 0.4, {"L0": results(*[0] * 10), "L1": results(1)})
+    add_evaluation(tmp_path, "after RL", 5, 0.4, {"L0": results(*[1] * 5, *[0] * 5)})
     entries = read_evaluations(tmp_path)
     difference = compare(*entries, "L0")
     assert difference.estimate == 0.5 and difference.p_value == 2 * 0.5**5
@@ -252,9 +252,9 @@ def test_closing_table(tmp_path):
     for cell in ("0.0 [0.0, 27.8]", "50.0 [23.7, 76.3]", "+50.0 [", "0.062"):
         assert cell in row
     before, after = [line for line in out.getvalue().splitlines() if "L0" in line][1:]
-    assert "before" in before and "0.0 [0.0, 0.0]" in before
+    assert "after warm-up" in before and "0.0 [0.0, 0.0]" in before
     low, high = entries[1]["splits"]["L0"]["measures"]["score"][1:]
-    assert "after" in after and f"50.0 [{low:.1f}, {high:.1f}]" in after
+    assert "after RL" in after and f"50.0 [{low:.1f}, {high:.1f}]" in after
     print_summary([], out)
 
 

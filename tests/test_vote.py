@@ -46,6 +46,28 @@ def test_what_is_bought_counts_and_not_what_the_shop_answers():
     assert chosen(pen, hat, (*BLUE, "success"), bag, (*BLUE, "success")) == 2
 
 
+def test_reasoning_that_is_a_step_of_its_own_is_looked_through():
+    """fork_at=same_step: the last action is below a node without one."""
+    grown = tree((*RED, "failure"), (*BLUE, "success"), (*BLUE, "success"))
+    for leaf in (2, 4, 6):
+        above = grown.nodes[leaf].parent
+        grown.nodes.append(Node(len(grown.nodes), above, 1, spark=True))
+        grown.nodes[leaf].parent = len(grown.nodes) - 1
+    order = [0, 1, 3, 5, 7, 8, 9, 2, 4, 6]  # parents come before their children
+    place = {old: new for new, old in enumerate(order)}
+    nodes = [grown.nodes[old] for old in order]
+    for node in nodes:
+        node.id, node.parent = place[node.id], place.get(node.parent, -1)
+    grown.nodes = nodes
+    assert majority_leaf(grown) == place[4]
+
+
+def test_a_response_without_an_action_decides_nothing():
+    babble = ("Home.", "", "", "step_limit")
+    assert chosen(babble, babble, (*RED, "failure")) == 2
+    assert chosen(babble, babble) == 0
+
+
 def test_an_episode_that_was_won_is_no_better_a_vote_than_one_that_was_cut():
     """A game of ALFWorld ends only when it is won: ending must not tell the winner."""
     lost = ("A shelf.", "go to desk 1", "Nothing.", "step_limit")

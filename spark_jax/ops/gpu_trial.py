@@ -5,12 +5,32 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from spark_jax.ops.backend import Backend
+from spark_jax.ops.backend import Backend, choose
 from spark_jax.ops.paged_attention import gathered_attention, paged_attention
 from spark_jax.ops.tile_attention import TileLists, Tiles, tile_attention
 
 # float32 products in another order; bfloat16 has 8 bits.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
+
+
+def pick(
+    name: str,
+    spread: bool,
+    heads: int,
+    kv_heads: int,
+    channels: int,
+    slots: int,
+    tile_pages: int,
+    dtype: str,
+) -> tuple[Backend, str]:
+    """What `rollout.backend` stands for here, and why if that is less than there could be: what
+    `choose` says and, for kernels that nobody asked for, the trial. Arguments as of these two."""
+    backend, why = choose(name, spread, None if name == "auto" else channels)
+    if name == "auto" and backend == "pallas":
+        why = trial(heads, kv_heads, channels, slots, tile_pages, dtype)
+        if why:
+            return "xla", f"attention by plain XLA instead of the kernels for GPUs: {why}"
+    return backend, why
 
 
 def trial(

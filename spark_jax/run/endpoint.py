@@ -206,8 +206,10 @@ def _safe(text: str, endpoint: Endpoint) -> str:
 def _is_filtered(answer: Any) -> bool:
     """The endpoint's content filter refuses to read these messages. That is the model's answer to
     them: an empty one, as when the filter cuts what it wrote."""
-    error = answer.get("error", answer) if isinstance(answer, dict) else None
-    return "content_filter" in json.dumps(error).lower()
+    error = answer.get("error") if isinstance(answer, dict) else None
+    inner = error.get("innererror") if isinstance(error, dict) else None
+    codes = [part.get("code") for part in (error, inner) if isinstance(part, dict)]
+    return "content_filter" in codes or "ResponsibleAIPolicyViolation" in codes
 
 
 def _is_too_long(answer: Any) -> bool:

@@ -9,9 +9,9 @@
            "results": [{"type": "find-plant", "variation": 3, "seed": 0, "success": 1,
                         "score": 100.0, "steps": 9}, ...]}}}]}
 
-Three numbers are an estimate and its 95 % interval. An evaluation that was asked for by
-`spark_jax.evaluate`, not one of the run's own, also has "asked" (what for) and "leaked" (of each
-split, episodes whose task is in the training data; null where that is not known).
+Three numbers are an estimate and its 95 % interval. An evaluation by `spark_jax.evaluate`
+(and that of react) also has "asked" (what for) and "leaked" (of each split, episodes whose task is
+in the training data; null where that is not known).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -33,7 +34,7 @@ from spark_jax.types import Task, Tree, UserError
 
 PROMPTED, AFTER_WARMUP = "prompted", "after warm-up"  # names of a run's evaluations
 AFTER_RL, AFTER_MORE = "after RL", "after more SFT"
-OWN_NAMES = (PROMPTED, AFTER_WARMUP, AFTER_RL, AFTER_MORE)
+_OWN = re.compile("|".join([PROMPTED, AFTER_WARMUP, AFTER_RL, AFTER_MORE, r"iteration \d+"]))
 
 
 def last_evaluation_name(config: ConfigDict) -> str:
@@ -188,8 +189,8 @@ def add_evaluation(
     """Adds an evaluation to `eval.json`, or replaces the one with the same name (a resumed run
     evaluates again what it had not recorded in a checkpoint).
 
-    `about`: more fields of the entry. `asked`: what an evaluation that is not the run's own was
-    asked for; `leaked`; `endpoint`: what a model behind one is and has cost (run/prompted.py).
+    `about`: more fields of the entry. `asked`: what an evaluation was asked for;
+    `leaked`; `endpoint`: what a model behind one is and has cost (run/prompted.py).
 
     Returns:
       the entry that was written.
@@ -241,7 +242,12 @@ def read_evaluations(workdir: pathlib.Path | str) -> list[dict[str, Any]]:
 def own(entries: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The evaluations that the run itself made, in one way: what can be set side by side as its
     course. Others were asked for later, with other samples, temperatures, votes or models."""
-    return [entry for entry in entries if "asked" not in entry]
+    return [entry for entry in entries if is_own(entry["name"])]
+
+
+def is_own(name: str) -> bool:
+    """Whether an evaluation of that name is the run's own; others may not be called so."""
+    return _OWN.fullmatch(name) is not None
 
 
 def evaluation(workdir: pathlib.Path | str, name: str) -> dict[str, Any] | None:

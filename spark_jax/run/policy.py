@@ -78,19 +78,12 @@ def _mesh(config: ConfigDict) -> Mesh | None:
 
 
 def sampler_backend(config: ConfigDict, policy: Policy) -> tuple[Backend, str]:
-    """What `rollout.backend` stands for here, and why if that is less than there could be. Kernels
-    for GPUs have to stand a trial before they are chosen unasked."""
+    """What `rollout.backend` stands for here, and why if that is less than there could be."""
     rollout, shape = config.rollout, policy.config
-    channels = None if rollout.backend == "auto" else shape.head_dim
-    backend, why = choose(rollout.backend, policy.mesh is not None, channels)
-    if rollout.backend == "auto" and backend == "pallas":
-        why = gpu_trial.trial(
-            shape.heads, shape.kv_heads, shape.head_dim, rollout.page_slots,
-            pages_of_tile(rollout.page_slots), rollout.dtype or shape.dtype,
-        )  # fmt: skip
-        if why:
-            return "xla", f"attention by plain XLA instead of the kernels for GPUs: {why}"
-    return backend, why
+    return gpu_trial.pick(
+        rollout.backend, policy.mesh is not None, shape.heads, shape.kv_heads, shape.head_dim,
+        rollout.page_slots, pages_of_tile(rollout.page_slots), rollout.dtype or shape.dtype,
+    )  # fmt: skip
 
 
 def make_engine(config: ConfigDict, policy: Policy) -> Engine:

@@ -8,6 +8,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from spark_jax.run.evalfile import own
 from spark_jax.run.progress import duration
 from spark_jax.run.summary import summary_rows
 
@@ -127,11 +128,12 @@ def _evaluation(evaluations: Sequence[Mapping[str, Any]]) -> str:
     if len(evaluations) > 1:
         head += ["change, points", "p"]
     out = [
-        '<p class="dim">Success rate in % with its 95 % Wilson interval; the change is paired over '
+        '<p class="dim">Success rate in % with its 95 % interval (Wilson; over tasks where they '
+        "were played several times); the change, between the run's own evaluations, is paired over "
         "the same episodes (bootstrap interval, sign-flip p value).</p>",
         _table(head, summary_rows(evaluations)),
     ]
-    last = evaluations[-1]
+    last = (own(evaluations) or evaluations)[-1]
     measures = {name for s in last["splits"].values() for name in s.get("measures", {})}
     if measures:
         names = [name for name in _first(last)["measures"] if name in measures]

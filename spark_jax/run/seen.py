@@ -21,21 +21,22 @@ Key = tuple[str, str, str, int, int]  # data, environment, type, variation, seed
 
 
 def seen_tasks(workdir: Path, config: ConfigDict, checkpoint: str) -> set[Key] | None:
-    """Tasks that the parameters of `checkpoint` were trained on: those of the warm-up dialogues and
-    trees of the run, and those of the export that it started from. None where that is not known.
-    A model as a hub has it counts as trained on none, whatever its makers fed it.
+    """Tasks that the parameters of `checkpoint` were trained on: those of the run's warm-up
+    dialogues and, but for the reference, of its trees (of an early step: of later trees too), and
+    those of the export that it started from. None where that is not known. A model as a hub has it
+    counts as trained on none, whatever its makers fed it.
     """
-    seen = _seen_before(config)
-    if seen is None or checkpoint == "initial":
-        return seen
+    if checkpoint == "initial":
+        return _seen_before(config)
     if not (workdir / "warmup.jsonl").is_file() and not tree_iterations(workdir):
         return None
-    return seen | _seen_in(workdir)
+    before = _seen_before(read_config(workdir))
+    return None if before is None else before | _seen_in(workdir, checkpoint != "reference")
 
 
-def write_record(workdir: Path, folder: Path) -> None:
+def write_record(workdir: Path, folder: Path, checkpoint: str) -> None:
     """Writes beside an exported model what it was trained on, where that is known."""
-    seen = seen_tasks(workdir, read_config(workdir), "newest")
+    seen = seen_tasks(workdir, read_config(workdir), checkpoint)
     if seen is not None:
         write_text(folder / RECORD, json.dumps({"tasks": sorted(seen)}) + "\n")
 
@@ -44,9 +45,14 @@ def leaked(
     evaluated: Iterable[Task], seen: Collection[Key] | None, config: ConfigDict
 ) -> int | None:
     """How many of the evaluated episodes play a task of `seen`; a task is the same whatever split
-    it was drawn for. None where `seen` is not known."""
-    data = _data(config)
-    return None if seen is None else sum(_key(task, data) in seen for task in evaluated)
+    it was drawn for. None where `seen` is not known, or is of the same environment with other data
+    (by name: one folder under two names is not recognised)."""
+    if seen is None:
+        return None
+    data, known = _data(config), {key[0] for key in seen if key[1] == config.env.name}
+    if known and data not in known:
+        return None
+    return sum(_key(task, data) in seen for task in evaluated)
 
 
 def _seen_before(config: ConfigDict) -> set[Key] | None:
@@ -65,12 +71,12 @@ def _tasks(record: Path) -> list[Any]:
     return json.loads(record.read_text(encoding="utf-8"))["tasks"]
 
 
-def _seen_in(workdir: Path) -> set[Key]:
+def _seen_in(workdir: Path, trees: bool) -> set[Key]:
     data = _data(read_config(workdir))
     tasks = set()
     if (workdir / "warmup.jsonl").is_file():
         tasks |= {example.task for example in warmup.load_examples(workdir / "warmup.jsonl")}
-    for iteration in tree_iterations(workdir):
+    for iteration in tree_iterations(workdir) if trees else ():
         tasks |= {Task(**tree["task"]) for tree in read_trees(tree_path(workdir, iteration))}
     return {_key(task, data) for task in tasks}
 
@@ -81,7 +87,8 @@ def _data(config: ConfigDict) -> str:
     if folder not in ("", "official"):
         folder = str(Path(folder).expanduser().resolve())
     # Elsewhere env.tasks chooses types, which have names.
-    return f"{folder} {config.env.tasks}" if config.env.name == "webshop" else folder
+    people = config.env.name == "webshop" and config.env.tasks == "human"
+    return f"{folder} human" if people else folder
 
 
 def _key(task: Task, data: str) -> Key:

@@ -29,7 +29,7 @@ class State:
     panels: list[float] = dataclasses.field(default_factory=list)  # L0 success by epoch
     evaluated: list[str] = dataclasses.field(default_factory=list)
     sampled: list[int] = dataclasses.field(default_factory=list)  # tokens, by iteration of RL
-    forks: dict[str, list[int]] = dataclasses.field(default_factory=dict)  # rollout/reliability.py
+    forks: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # reliability.py
     rates: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # rollout/adapt.py
     mixed: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # rollout/curriculum.py
 

@@ -48,12 +48,14 @@ def folder() -> Path:
 
 @functools.cache
 def _made_by() -> str:
-    """What else a translation depends on: domain and translator come with the packages. (Ours makes
-    the same of it; `form` counts how it is written down.)"""
-    form = "form 2"
+    """What else a translation depends on: domain and translator come with the packages, and
+    ours lies beside this file."""
+    parts = ("goals", "grounding", "pddl", "sas", "translate")
+    texts = [Path(__file__).with_name(f"{part}.py").read_bytes() for part in parts]
+    ours = hashlib.sha256(b"".join(texts)).hexdigest()
     packages = ("alfworld", "textworld", "fast-downward-textworld")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in packages]
-    return "\n".join([*versions, form, ""])
+    return "\n".join([*versions, ours, ""])
 
 
 def _read(file: Path) -> bytes | None:
