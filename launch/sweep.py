@@ -22,6 +22,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from ml_collections import ConfigDict
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from spark_jax.run.command_line import Parser, exit_code, take_overrides  # noqa: E402
@@ -54,6 +56,7 @@ class Job(NamedTuple):
     cell: Cell
     seed: int
     workdir: pathlib.Path
+    config: ConfigDict
     command: list[str]
 
 
@@ -91,22 +94,20 @@ def jobs(
                     f"--config.{override} would be the same in all runs, but the sweep varies "
                     f"{override.split('=')[0]}; leave one of the two out (--seeds names the seeds)."
                 )
-        load_config(config, [*cell.overrides, *extra])
         for seed in seeds:
             workdir = pathlib.Path(runs) / cell.name / f"seed{seed}"
+            overrides = [f"seed={seed}", *cell.overrides, *extra]
             command = [sys.executable, "-m", "spark_jax.main", f"--config={config}"]
-            command += [f"--workdir={workdir}"]
-            command += [f"--config.{o}" for o in (f"seed={seed}", *cell.overrides, *extra)]
-            out.append(Job(cell, seed, workdir, command))
+            command += [f"--workdir={workdir}", *(f"--config.{o}" for o in overrides)]
+            out.append(Job(cell, seed, workdir, load_config(config, overrides), command))
     return out
 
 
-def is_finished(job: Job, config: str) -> bool:
+def is_finished(job: Job) -> bool:
     """The run has come to its end, with the settings that it would have now."""
     if last_evaluation(job.workdir) is None:
         return False
-    overrides = [word.removeprefix("--config.") for word in job.command if "--config." in word]
-    return flatten(read_config(job.workdir)) == flatten(load_config(config, overrides))
+    return flatten(read_config(job.workdir)) == flatten(job.config)
 
 
 def table(folders: Mapping[str, Sequence[pathlib.Path]]) -> str:
@@ -201,7 +202,7 @@ def main(argv: Sequence[str]) -> int:
         folders.setdefault(job.cell.name, []).append(job.workdir)
         if options.table:
             continue
-        finished = is_finished(job, options.config)
+        finished = is_finished(job)
         state = ": finished" if finished else ""
         print(f"[{i} of {len(todo)}] {job.cell.name}, seed {job.seed}{state}", flush=True)
         if not finished:

@@ -1,12 +1,25 @@
 """Games for tests, by hand and unpacked; the stock engine, in a process of its own."""
 
+import importlib.util
 import json
 import lzma
+import os
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from spark_jax.envs.alfworld.games import Game
+
+INSTALLED = all(importlib.util.find_spec(n) for n in ("textworld", "alfworld", "fast_downward"))
+needs_engine = pytest.mark.skipif(
+    not INSTALLED, reason="textworld is not installed ('.[alfworld]')"
+)
+GAMES = os.environ.get("SPARK_ALFWORLD_GAMES", "")  # the packed official games
+needs_games = pytest.mark.skipif(
+    not (INSTALLED and GAMES), reason="SPARK_ALFWORLD_GAMES does not point at the packed games"
+)
 
 GOALS = {
     "pick_and_place_simple": "",

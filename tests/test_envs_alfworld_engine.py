@@ -18,7 +18,16 @@ import time
 from multiprocessing.connection import Pipe
 
 import pytest
-from alfworld_game import WASHED, small_game, stock, unpack, write_official
+from alfworld_game import (
+    GAMES,
+    WASHED,
+    needs_engine,
+    needs_games,
+    small_game,
+    stock,
+    unpack,
+    write_official,
+)
 
 from spark_jax.envs.alfworld import (
     engine,
@@ -33,14 +42,6 @@ from spark_jax.envs.alfworld.games import HELD_OUT, TASK_TYPES, Game, game_of_fi
 from spark_jax.envs.pool import EnvPool
 from spark_jax.types import PastStep, Task, UserError
 
-INSTALLED = all(importlib.util.find_spec(n) for n in ("textworld", "alfworld", "fast_downward"))
-needs_engine = pytest.mark.skipif(
-    not INSTALLED, reason="textworld is not installed ('.[alfworld]')"
-)
-GAMES = os.environ.get("SPARK_ALFWORLD_GAMES", "")
-needs_games = pytest.mark.skipif(
-    not (INSTALLED and GAMES), reason="SPARK_ALFWORLD_GAMES does not point at the packed games"
-)
 SMALL = [small_game(t, shelves=i + 1, name=f"small_{i}") for i, t in enumerate(WASHED)]
 TASK = Task("alfworld", SMALL[1].type, 1)
 

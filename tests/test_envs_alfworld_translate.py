@@ -2,7 +2,6 @@
 games. With SPARK_ALFWORLD_GAMES=<packed official games> some of those as well (24, or
 SPARK_ALFWORLD_TRANSLATED)."""
 
-import importlib.util
 import json
 import lzma
 import os
@@ -10,7 +9,7 @@ import pathlib
 import random
 
 import pytest
-from alfworld_game import WASHED, small_game
+from alfworld_game import GAMES, WASHED, needs_engine, needs_games, small_game
 
 from spark_jax.envs.alfworld import environment, translate
 from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
@@ -27,14 +26,6 @@ from spark_jax.envs.alfworld.pddl import (
 )
 from spark_jax.types import Task
 
-INSTALLED = all(importlib.util.find_spec(n) for n in ("textworld", "alfworld", "fast_downward"))
-needs_engine = pytest.mark.skipif(
-    not INSTALLED, reason="textworld is not installed ('.[alfworld]')"
-)
-GAMES = os.environ.get("SPARK_ALFWORLD_GAMES", "")
-needs_games = pytest.mark.skipif(
-    not (INSTALLED and GAMES), reason="SPARK_ALFWORLD_GAMES does not point at the packed games"
-)
 SMALL = [small_game(kind, shelves=2) for kind in WASHED]
 GOAL = "(heatable ?o) (isHot ?o)"
 # One of each task type and split.

@@ -7,31 +7,24 @@ import jax.numpy as jnp
 import pytest
 
 from spark_jax.ops import gpu_trial, tile_attention
-from spark_jax.ops.gpu_trial import trial
+from spark_jax.ops.gpu_trial import Sizes, trial
 from spark_jax.run import policy
 from spark_jax.run.config import load_config
 
-SIZES = {"heads": 4, "kv_heads": 2, "channels": 16, "slots": 16, "tile_pages": 2}
+SIZES = Sizes(heads=4, kv_heads=2, channels=16, slots=16, tile_pages=2, dtype="float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_right_kernels_pass(dtype):
-    assert trial(**SIZES, dtype=dtype, backend="pallas_interpret") == ""
-    assert trial(**SIZES, dtype=dtype, backend="xla") != "", "xla reads copies, not pages"
+    assert trial(SIZES._replace(dtype=dtype), backend="pallas_interpret") == ""
+    assert trial(SIZES._replace(dtype=dtype), backend="xla") != "", "xla reads copies, not pages"
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("slots", [16, 32])
 def test_kernels_are_right_on_this_gpu(dtype, slots):
-    sizes = {
-        "heads": 12,
-        "kv_heads": 2,
-        "channels": 128,
-        "slots": slots,
-        "tile_pages": 128 // slots,
-    }
-    assert trial(**sizes, dtype=dtype) == ""
+    assert trial(Sizes(12, 2, 128, slots, 128 // slots, dtype)) == ""
 
 
 def test_wrong_kernels_do_not(monkeypatch):
@@ -42,7 +35,7 @@ def test_wrong_kernels_do_not(monkeypatch):
 
     monkeypatch.setattr(tile_attention, "tile_parts_pallas", forgets_a_tile)
     jax.clear_caches()
-    assert "decoding differs" in trial(**SIZES, dtype="float32", backend="pallas_interpret")
+    assert "decoding differs" in trial(SIZES, backend="pallas_interpret")
     monkeypatch.undo()
     right_prefill = gpu_trial.paged_attention
 
@@ -51,7 +44,7 @@ def test_wrong_kernels_do_not(monkeypatch):
 
     monkeypatch.setattr(gpu_trial, "paged_attention", looks_ahead)
     jax.clear_caches()
-    assert "prefill differs" in trial(**SIZES, dtype="float32", backend="pallas_interpret")
+    assert "prefill differs" in trial(SIZES, backend="pallas_interpret")
 
 
 def test_kernels_that_do_not_compile_leave_plain_xla(monkeypatch):

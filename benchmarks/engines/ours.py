@@ -11,11 +11,10 @@ import numpy as np
 from benchmarks.measured import Measured
 from benchmarks.workload import Shape
 from spark_jax.cache.pool import Pages
-from spark_jax.cache.tiles import pages_of_tile
 from spark_jax.models.presets import Model
 from spark_jax.ops.gpu_trial import pick
 from spark_jax.rollout.engine import Engine, Row
-from spark_jax.rollout.engine_shape import EngineShape
+from spark_jax.rollout.engine_shape import EngineShape, attention_sizes
 from spark_jax.rollout.identity import row_key
 
 NEVER = -1  # an end-of-turn token that no vocabulary has
@@ -35,16 +34,7 @@ def make_engine(
         chunk=chunk,
         prefill_tokens=max(256, 32 * rows),  # as run/policy.py
         share_prefix=share_prefix,
-        backend=pick(
-            backend,
-            False,
-            model.config.heads,
-            model.config.kv_heads,
-            model.config.head_dim,
-            slots,
-            pages_of_tile(slots),
-            model.config.dtype,
-        )[0],  # fmt: skip
+        backend=pick(backend, False, attention_sizes(model.config, slots, model.config.dtype))[0],
     )
     never = np.zeros((2, model.config.vocab_size), np.int32)  # state 0 stays, 1 accepts
     engine = Engine(model.config, shape, never, NEVER, model.config.dtype)

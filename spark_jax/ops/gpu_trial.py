@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
@@ -13,52 +15,43 @@ from spark_jax.ops.tile_attention import TileLists, Tiles, tile_attention
 TOLERANCE = {"float32": 1e-3, "bfloat16": 5e-2}
 
 
-def pick(
-    name: str,
-    spread: bool,
-    heads: int,
-    kv_heads: int,
-    channels: int,
-    slots: int,
-    tile_pages: int,
-    dtype: str,
-) -> tuple[Backend, str]:
+class Sizes(NamedTuple):
+    """Of the attention that is to be computed."""
+
+    heads: int
+    kv_heads: int
+    channels: int  # of a head
+    slots: int  # tokens of a page
+    tile_pages: int  # pages of a tile (cache/tiles.py)
+    dtype: str  # of the cache
+
+
+def pick(name: str, spread: bool, sizes: Sizes) -> tuple[Backend, str]:
     """What `rollout.backend` stands for here, and why if that is less than there could be: what
-    `choose` says and, for kernels that nobody asked for, the trial. Arguments as of these two."""
-    backend, why = choose(name, spread, None if name == "auto" else channels)
+    `choose` says and, for kernels that nobody asked for, the trial."""
+    backend, why = choose(name, spread, None if name == "auto" else sizes.channels)
     if name == "auto" and backend == "pallas":
-        why = trial(heads, kv_heads, channels, slots, tile_pages, dtype)
+        why = trial(sizes)
         if why:
             return "xla", f"attention by plain XLA instead of the kernels for GPUs: {why}"
     return backend, why
 
 
-def trial(
-    heads: int,
-    kv_heads: int,
-    channels: int,
-    slots: int,
-    tile_pages: int,
-    dtype: str,
-    backend: Backend = "pallas",
-) -> str:
+def trial(sizes: Sizes, backend: Backend = "pallas") -> str:
     """Decodes two rows that share a tile, and prefills both, and holds it against the reference.
-
-    Args:
-      heads, kv_heads, channels: of the model's attention. slots: tokens of a page. tile_pages:
-        pages of a tile (cache/tiles.py). dtype: of the cache.
 
     Returns:
       "", or in one line why the kernels are not to be used.
     """
     try:
-        return _compare(heads, kv_heads, channels, slots, tile_pages, dtype, backend)
+        return _compare(sizes, backend)
     except Exception as error:  # whatever the compiler says, the other way is open
         reason = str(error).strip().split("\n")[0][:160] or type(error).__name__
         return f"they do not run here ({reason})"
 
 
-def _compare(heads, kv_heads, channels, slots, tile_pages, dtype, backend) -> str:
+def _compare(sizes: Sizes, backend: Backend) -> str:
+    heads, kv_heads, channels, slots, tile_pages, dtype = sizes
     # Pages 1 … W are the shared tile, W + 1 and W + 2 half a page each of row 0 and of row 1.
     W, rows = tile_pages, 2
     own = max(1, slots // 2)

@@ -5,9 +5,17 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from spark_jax.cache.tiles import pages_of_tile
+from spark_jax.models.config import ModelConfig
 from spark_jax.ops.backend import Backend
+from spark_jax.ops.gpu_trial import Sizes
 
 GROUP = 16  # tokens of one path that a prefill computes side by side
+
+
+def attention_sizes(config: ModelConfig, slots: int, dtype: str) -> Sizes:
+    """Of a model's attention over pages of `slots` tokens, for choosing kernels."""
+    return Sizes(config.heads, config.kv_heads, config.head_dim, slots, pages_of_tile(slots), dtype)
 
 
 @dataclasses.dataclass(frozen=True)

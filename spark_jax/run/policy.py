@@ -14,7 +14,6 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from spark_jax.cache.tiles import pages_of_tile
 from spark_jax.envs.response import METAREASONING, THINKING, Kind
 from spark_jax.learn.loss import KL_ESTIMATORS, policy_loss, sft_loss
 from spark_jax.learn.optimisers import OPTIMISERS
@@ -26,7 +25,7 @@ from spark_jax.models.sharding import make_mesh
 from spark_jax.ops import gpu_trial, tree_attention
 from spark_jax.ops.backend import Backend, choose
 from spark_jax.rollout.engine import Engine
-from spark_jax.rollout.engine_shape import EngineShape
+from spark_jax.rollout.engine_shape import EngineShape, attention_sizes
 from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.signals import USES_SURPRISE, ForkCounts, make_signal, never
 from spark_jax.rollout.stops import stop_patterns, stop_table
@@ -80,10 +79,8 @@ def _mesh(config: ConfigDict) -> Mesh | None:
 def sampler_backend(config: ConfigDict, policy: Policy) -> tuple[Backend, str]:
     """What `rollout.backend` stands for here, and why if that is less than there could be."""
     rollout, shape = config.rollout, policy.config
-    return gpu_trial.pick(
-        rollout.backend, policy.mesh is not None, shape.heads, shape.kv_heads, shape.head_dim,
-        rollout.page_slots, pages_of_tile(rollout.page_slots), rollout.dtype or shape.dtype,
-    )  # fmt: skip
+    sizes = attention_sizes(shape, rollout.page_slots, rollout.dtype or shape.dtype)
+    return gpu_trial.pick(rollout.backend, policy.mesh is not None, sizes)
 
 
 def make_engine(config: ConfigDict, policy: Policy) -> Engine:
