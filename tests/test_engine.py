@@ -1,15 +1,15 @@
 """The sampling engine against plain readable twins: dense logits, lone rows, tiny pools."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense import dense_logits, dense_logprobs
 from jax.sharding import SingleDeviceSharding
 from native import NATIVE
 
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import turned
-from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
+from spark_jax.models.transformer import init_params
 from spark_jax.rollout.engine import Engine, Row
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.identity import row_key
@@ -53,14 +53,6 @@ def prompt(seed, n):
     return np.random.default_rng(seed).integers(0, 90, n).tolist()
 
 
-def dense_logprobs(params, tokens, start, temperature=1.0):
-    """Log-probabilities of tokens[start:] by a plain forward pass over the whole path."""
-    n = len(tokens)
-    hidden, _ = forward(params, CONFIG, jnp.array(tokens), jnp.arange(n), causal_attend(1))
-    logp = jax.nn.log_softmax(unembed(params, CONFIG, hidden) / temperature, axis=-1)
-    return np.array([logp[t - 1, tokens[t]] for t in range(start, n)])
-
-
 @pytest.mark.parametrize("slots", [4, 16])
 def test_sampled_logprobs_are_those_of_a_dense_pass(params, slots):
     engine = make_engine(params, slots=slots, pages=1024, temperature=0.7)
@@ -70,7 +62,7 @@ def test_sampled_logprobs_are_those_of_a_dense_pass(params, slots):
     assert len(done) == 6
     for row, start in zip(rows, starts, strict=True):
         assert row.tokens[start:] == row.response
-        expected = dense_logprobs(params, row.tokens, start, 0.7)
+        expected = dense_logprobs(params, CONFIG, row.tokens, start, 0.7)
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
 
 
@@ -95,7 +87,7 @@ def test_forked_paths_share_pages_and_match_dense(params):
     starts = [len(row.tokens) for row in grandchildren]
     run(engine, grandchildren)
     for row, start in zip(grandchildren, starts, strict=True):
-        expected = dense_logprobs(params, row.tokens, start)
+        expected = dense_logprobs(params, CONFIG, row.tokens, start)
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
     for row in grandchildren:
         engine.release(row.pages)
@@ -123,7 +115,7 @@ def test_rows_that_read_a_long_prefix_together_match_dense(params, share, slots,
     saved = 1 - engine.stats.read_tokens / engine.stats.row_tokens
     assert saved > 0.6 if share else saved == 0
     for row, start in zip(rows, starts, strict=True):
-        expected = dense_logprobs(params, row.tokens, start)
+        expected = dense_logprobs(params, CONFIG, row.tokens, start)
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
 
 
@@ -143,7 +135,7 @@ def test_a_prefill_packs_groups_of_all_rows_and_pads_little(params):
     assert engine.stats.prefill_tokens == 75
     assert engine.stats.prefill_slots == 64 + 32
     for row in rows:
-        expected = dense_logprobs(params, row.tokens, len(row.tokens) - 1)
+        expected = dense_logprobs(params, CONFIG, row.tokens, len(row.tokens) - 1)
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
 
 
@@ -209,11 +201,8 @@ def takewhile_equal(a, b):
 def test_greedy_takes_the_best_token(params):
     row = one_row(budget=6)
     run(make_engine(params, temperature=0.0), [row])
-    for t in range(17, len(row.tokens)):
-        hidden, _ = forward(
-            params, CONFIG, jnp.array(row.tokens[:t]), jnp.arange(t), causal_attend(1)
-        )
-        assert int(jnp.argmax(unembed(params, CONFIG, hidden[-1:])[0])) == row.tokens[t]
+    best = dense_logits(params, CONFIG, row.tokens).argmax(-1)
+    assert best[16:-1].tolist() == row.tokens[17:] and len(row.tokens) == 17 + 6
 
 
 def test_samples_follow_the_distribution(params):
@@ -221,8 +210,7 @@ def test_samples_follow_the_distribution(params):
     tokens = prompt(7, 6)
     rows = [Row(list(tokens), row_key("many", i), 1) for i in range(2048)]
     run(engine, rows)
-    hidden, _ = forward(params, CONFIG, jnp.array(tokens), jnp.arange(6), causal_attend(1))
-    p = np.asarray(jax.nn.softmax(unembed(params, CONFIG, hidden[-1:])[0]))
+    p = np.asarray(jax.nn.softmax(dense_logits(params, CONFIG, tokens)[-1]))
     seen = np.bincount([row.response[0] for row in rows], minlength=97) / 2048
     # Total variation; sampling noise alone gives about 0.08 with 97 tokens and 2,048 draws.
     assert 0.5 * np.abs(seen - p).sum() < 0.12
@@ -261,7 +249,7 @@ def test_a_tiny_pool_waits_evicts_and_still_gives_the_same(params):
     assert [r.response for r in a] == [r.response for r in b]
     assert tight.stats.evictions > 0
     for row, start in zip(again, starts, strict=True):
-        expected = dense_logprobs(params, row.tokens, start)
+        expected = dense_logprobs(params, CONFIG, row.tokens, start)
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
         tight.release(row.pages)
     assert tight.pool.used_pages == 0
@@ -286,7 +274,7 @@ def test_a_prefill_is_cut_into_programs_that_are_full(params):
     run(engine, [row])
     assert engine.stats.prefill_slots == engine.stats.prefill_tokens == 7 * 16
     np.testing.assert_allclose(
-        row.logprobs, dense_logprobs(params, row.tokens, len(row.tokens) - 1), atol=2e-5
+        row.logprobs, dense_logprobs(params, CONFIG, row.tokens, len(row.tokens) - 1), atol=2e-5
     )
 
 
@@ -350,5 +338,5 @@ def test_weights_are_laid_out_once_for_a_rollout(params, monkeypatch):
     engine.use(other, 1.0)
     row = one_row(budget=2)
     run(engine, [row])
-    expected = dense_logprobs(other, row.tokens, 17)
+    expected = dense_logprobs(other, CONFIG, row.tokens, 17)
     np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)

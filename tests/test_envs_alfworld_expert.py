@@ -13,10 +13,11 @@ import os
 import pytest
 
 from spark_jax.envs.alfworld import tasks
-from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
-from spark_jax.envs.alfworld.expert import play
+from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
+from spark_jax.envs.alfworld.expert import experts, misjudged, play
 from spark_jax.envs.alfworld.games import TASK_TYPES, Game
-from spark_jax.envs.trajectory import explore_density, winning_paths
+from spark_jax.envs.response import parse_response
+from spark_jax.envs.trajectory import explore_density, rendered_turns, winning_paths
 from spark_jax.types import Task
 
 MISSING = [p for p in ("textworld", "alfworld", "fast_downward") if not importlib.util.find_spec(p)]
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"{MISSING} not installed 
 
 SAMPLE = {  # one game of each type, and of one type more
     split: tasks.split_tasks("default", "all_types", "", split)[3::step]
-    for split, step in (("train", 90), ("L1", 23))
+    for split, step in (("train", 720), ("L1", 23))
 }
 
 
@@ -79,6 +80,26 @@ def test_the_expert_wins_by_searching(env, split):
     assert 0.1 < density[0] < 0.35 and max(density) < 0.35 and density[5] == 0.0
 
 
+def test_who_takes_what_is_not_there_is_refused_and_can_go_on(env):
+    judged = 0
+    for task in everything("train"):
+        path = play(env, task)
+        steps = [parse_response(response) for response, _ in rendered_turns(path)]
+        env.start(task)
+        for i, step in enumerate(path.steps):
+            if wrong := misjudged(steps, i):
+                reasoning, action = wrong
+                assert "not here" in step.reasoning and reasoning.endswith(
+                    "1: it is here; take it."
+                )
+                assert env.step(action).observation == NOTHING, action
+                judged += 1
+            else:
+                assert "not here" not in step.reasoning
+            assert env.step(step.action).observation == step.observation
+    assert judged > 3
+
+
 def test_the_expert_does_the_same_again(env):
     task = SAMPLE["train"][2]
     again = AlfWorldEnvironment(lambda task: tasks.find_game("", task))
@@ -86,6 +107,14 @@ def test_the_expert_does_the_same_again(env):
         assert play(env, task) == play(again, task)
     finally:
         again.close()
+
+
+def test_two_at_once_do_what_one_does(env):
+    make_env = lambda: AlfWorldEnvironment(lambda task: tasks.find_game("", task))  # noqa: E731
+    wanted = SAMPLE["train"][:4]
+    with experts(make_env, 2, 20) as play_one:
+        paths = winning_paths(play_one, wanted, 20, lambda *counts: None, 2)
+    assert paths == winning_paths(expert_in(env, 20), wanted, 20, lambda *counts: None)
 
 
 def test_it_stops_at_the_step_limit(env):

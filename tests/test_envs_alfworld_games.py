@@ -38,7 +38,7 @@ def test_there_are_enough_games_of_every_type():
     for split, found in EVERY.items():
         counts = collections.Counter(game.type for game in found)
         assert counts == dict.fromkeys(TASK_TYPES, PER_TYPE[split])
-    assert [len(EVERY[split]) for split in SPLITS] == [600, 144, 144]
+    assert [len(EVERY[split]) for split in SPLITS] == [4800, 144, 144]
 
 
 def test_no_game_comes_twice():

@@ -4,15 +4,15 @@ once."""
 import dataclasses
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from dense import dense_logprobs
 from scripted import DIALOGUE, TASK, ByteCodec, InstantEnvironments
 from test_expand import LIMITS, check, grow, rule_of
 
 from spark_jax.envs.window import Window, window_message
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.transformer import causal_attend, forward, init_params, unembed
+from spark_jax.models.transformer import init_params
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.expand import grow_trees
@@ -120,21 +120,13 @@ def sample(params, dialogue=TWO, pages=600, steps=5, **shape):
     return tree, engine.stats
 
 
-def dense_logprobs(params, tokens, start):
-    padded = np.zeros(320, np.int32)
-    padded[: len(tokens)] = tokens
-    hidden, _ = forward(params, CONFIG, padded, jnp.arange(320), causal_attend(1))
-    logp = jax.nn.log_softmax(unembed(params, CONFIG, hidden), axis=-1)
-    return np.array([logp[t - 1, tokens[t]] for t in range(start, len(tokens))])
-
-
 def test_what_was_kept_is_what_the_prompt_says(params):
     """Every response has the log-probs of a plain pass over its own prompt and itself."""
     tree, stats = sample(params)
     assert len(tree.leaf_ids()) == 8 and max(n.step for n in tree.nodes) == 5
     for node in tree.nodes[1:]:
         prompt = tree.nodes[node.parent].context_ids
-        expected = dense_logprobs(params, prompt + node.response_ids, len(prompt))
+        expected = dense_logprobs(params, CONFIG, prompt + node.response_ids, len(prompt))
         np.testing.assert_allclose(node.logprobs, expected, atol=3e-5)
 
 

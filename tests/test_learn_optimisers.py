@@ -23,7 +23,8 @@ def parameters_and_gradients():
 
 def first_update(optimiser):
     params, grads = parameters_and_gradients()
-    return params, grads, optimiser.update(grads, optimiser.init(params), params)[0]
+    state = optimiser.init(params)
+    return params, grads, jax.jit(optimiser.update)(grads, state, params)[0]
 
 
 def test_muon_turns_the_gradient_of_a_layer_matrix_into_equal_singular_values():

@@ -134,13 +134,13 @@ def test_the_gradient_is_that_of_dpo_over_separate_paths():
     alone = [pack_trees([(c, sft_weights(c))], row, row)[0] for c in chains]
     alone = PackedBatch(*(np.concatenate(x) for x in zip(*alone, strict=True)))
 
+    @jax.jit
     def sums_alone(p):
         return token_logps(p, put_batch(alone), config=config)[0].sum(1)
 
     ref_S = sums_alone(reference)
-    expected, slope = jax.value_and_grad(lambda p: dpo_loss(sums_alone(p), ref_S, pairs, beta)[0])(
-        params
-    )
+    by_hand = jax.value_and_grad(lambda p: dpo_loss(sums_alone(p), ref_S, pairs, beta)[0])
+    expected, slope = jax.jit(by_hand)(params)
 
     steps = make_steps(config, sft_loss, adamw())
 

@@ -6,7 +6,7 @@ from spark_jax.envs.response import METAREASONING, parse_response
 from spark_jax.models.presets import load_model
 from spark_jax.run import warmup
 from spark_jax.run.policy import Policy
-from spark_jax.run.slips import AGAIN, IN_A_ROW, spoken_words, with_slips
+from spark_jax.run.slips import AGAIN, IN_A_ROW, MISJUDGED, Judgement, spoken_words, with_slips
 from spark_jax.run.worlds import World
 from spark_jax.types import Task
 
@@ -19,8 +19,9 @@ TURNS = [
 WORDS = ["beaver", "lamp", "red", "toad"]
 
 
-def slipped(share, seed=0, turns=TURNS, words=WORDS, retry="explore"):
-    return with_slips("find a wolf", turns, share, words, REFUSAL, retry, random.Random(seed))
+def slipped(share, seed=0, turns=TURNS, words=WORDS, retry="explore", judgement=None):
+    rng = random.Random(seed)
+    return with_slips("find a wolf", turns, share, words, REFUSAL, retry, rng, judgement)
 
 
 def test_words_are_those_of_actions_after_the_verb():
@@ -54,6 +55,23 @@ def test_each_action_with_a_name_goes_wrong_first_and_then_right():
             assert changed and set(changed) <= {"beaver", "lamp", "toad"}  # "red" is there
             assert words[0] == right[0]
     assert len(turns) == 1 + 2 * (IN_A_ROW + 1)
+
+
+def test_a_wrong_judgement_is_answered_by_the_right_one():
+    """Its verb never goes wrong by a name, so that after a refusal the contrary is always right."""
+    judgement = Judgement("take", lambda steps, i: ("It is here.", "take it") if i == 0 else None)
+    turns = slipped(1.0, judgement=judgement)
+    assert turns[0] == ("<think>It is here.</think><action>take it</action>", REFUSAL)
+    retry = parse_response(turns[1][0])
+    assert (retry.kind, retry.action) == ("explore", "look")
+    assert retry.reasoning == f"{AGAIN} Look." and turns[1][1] == TURNS[0][1]
+    assert turns[2] == TURNS[1]  # "take wolf"
+    assert len(turns) == 3 + IN_A_ROW + 1  # "put wolf" goes wrong by a name as before
+
+    refused = [(TURNS[0][0], REFUSAL)]
+    assert slipped(1.0, turns=refused, judgement=judgement) == refused
+    often = [len(slipped(0.2, seed, TURNS[:1], judgement=judgement)) == 2 for seed in range(2000)]
+    assert sum(often) / 2000 == pytest.approx(0.2 * MISJUDGED, abs=0.04)
 
 
 def test_the_share_and_what_is_drawn():

@@ -326,9 +326,15 @@ def default_workers(each: float = ENV_BYTES) -> int:
     """Environments of `each` bytes that fit this machine: at most 6 per core, in half of the memory
     that is free now, and in 8 GB however large the machine is: with the model and the rest of the
     process a default run then stays below 12 GB."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     room = min(_free_memory() / 2, MOST_BYTES)
-    return max(1, min(6 * (cores or 1), int(room // each)))
+    return max(1, min(6 * usable_cores(), int(room // each)))
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _free_memory() -> float:

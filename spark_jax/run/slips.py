@@ -7,23 +7,44 @@ so, reads again, and repeats the action. The retry is an `<explore>` step: what 
 failure is a real choice, and RL forks there. What was refused is context and carries no loss
 (`learn.credit.sft_weights`), so mistakes are answered and not imitated. It is noise injection
 as in DART (arXiv 1703.09327), with words for noise.
+
+A world may know a mistake of judgement too (`Judgement`): taking what is not there. The refusal is
+the same, but what helps is to judge again; so actions of that verb never go wrong by a name, and
+after a refused one the dialogues always say the contrary.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from spark_jax.envs.response import METAREASONING, THINKING, Kind, parse_response, render_tagged
+from spark_jax.envs.response import (
+    METAREASONING,
+    THINKING,
+    Kind,
+    Parsed,
+    parse_response,
+    render_tagged,
+)
 
 AGAIN = "That was not understood; read again."
 IN_A_ROW = 2  # slips before one action, at most
 MISREAD = 0.5  # share of the slips whose reasoning is wrong too
+MISJUDGED = 2.0  # a judgement goes wrong so many times as often as a name
 
 _WORD = re.compile(r"[a-z]{3,}")
 
 Turn = tuple[str, str]  # response, the observation it brings
+
+
+class Judgement(NamedTuple):
+    """A mistake of judgement that an environment refuses."""
+
+    verb: str  # first word of the actions it leads to
+    # (responses, step) -> reasoning and action of one who judges wrongly there; None: nobody can
+    wrong: Callable[[Sequence[Parsed], int], tuple[str, str] | None]
 
 
 def spoken_words(dialogues: Iterable[Sequence[Turn]]) -> list[str]:
@@ -40,6 +61,7 @@ def with_slips(
     refusal: str,
     retry: Kind,
     rng: random.Random,
+    judgement: Judgement | None = None,
 ) -> list[Turn]:
     """The dialogue with slips before a `share` of its actions.
 
@@ -54,20 +76,28 @@ def with_slips(
     text = " ".join([user, *(part for turn in turns for part in turn)])
     known = set(_WORD.findall(text))
     strange = [word for word in words if word not in known]
+    steps = [parse_response(response, tags) for response, _ in turns]
     out: list[Turn] = []
-    for response, observation in turns:
-        said = parse_response(response, tags)
+    for i, ((response, observation), said) in enumerate(zip(turns, steps, strict=True)):
         # What is refused already (RLVMR's experts make mistakes of their own) goes wrong once only.
-        names = _names(said.action) if said.well_formed and observation != refusal else []
+        may_slip = said.well_formed and observation != refusal
+        names = _names(said.action) if may_slip else []
         kind, lead = said.kind, ""
+        if judgement and may_slip:
+            wrong = judgement.wrong(steps, i)
+            if wrong and rng.random() < MISJUDGED * share:
+                out.append((render_tagged(wrong[0], kind, wrong[1]), refusal))
+                kind, lead = retry, f"{AGAIN} "
+            if said.action.startswith(f"{judgement.verb} "):
+                names = []
         for _ in range(IN_A_ROW):
             if not strange or not names or rng.random() >= share:
                 break
             name, word = rng.choice(names), rng.choice(strange)
             misread = rng.random() < MISREAD
             reasoning = _replaced(said.reasoning, name, word) if misread else said.reasoning
-            wrong = _replaced(said.action, name, word)
-            out.append((render_tagged(lead + reasoning, kind, wrong), refusal))
+            action = _replaced(said.action, name, word)
+            out.append((render_tagged(lead + reasoning, kind, action), refusal))
             kind, lead = retry, f"{AGAIN} "
         if lead:
             response = render_tagged(lead + said.reasoning, kind, said.action)

@@ -193,8 +193,9 @@ def variation(
         example, tree = lesson
         if words:
             turns = with_slips(
-                example.user, example.turns, slips, words, world.refusal, world.retry, rng
-            )
+                example.user, example.turns, slips, words, world.refusal, world.retry, rng,
+                world.judgement,
+            )  # fmt: skip
             longer = example._replace(turns=turns)
             tree = dialogue_tree(longer, policy, row_tokens, world.window, world.refusal) or tree
         if not names or tree.task.type in world.known_names or rng.random() >= rename:

@@ -16,13 +16,14 @@ from spark_jax.envs.alfworld import expert as household
 from spark_jax.envs.alfworld import tasks as alfworld
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.base import Environment
-from spark_jax.envs.pool import default_workers
+from spark_jax.envs.pool import default_workers, usable_cores
 from spark_jax.envs.response import METAREASONING_RULES, RESPONSE_RULES, Kind
 from spark_jax.envs.scienceworld import environment as scienceworld
 from spark_jax.envs.scienceworld import expert
 from spark_jax.envs.tasks import by_type
 from spark_jax.envs.trajectory import ExpertStep, Trajectory, rendered_turns, winning_paths
 from spark_jax.envs.window import WHOLE_PATH, Window
+from spark_jax.run.slips import Judgement
 from spark_jax.types import Start, Task, UserError
 
 # experts(tasks, workers, cache folder, on_done) -> annotated trajectories
@@ -41,6 +42,7 @@ class World(NamedTuple):
     source: str = ""  # where the tasks come from, for the user to read; "": there is one source
     refusal: str = ""  # answer to an action that is not understood, if it is always the same
     retry: Kind = "explore"  # tag of the step after one
+    judgement: Judgement | None = None  # what else is refused than a wrong word (run/slips.py)
     # (response, observation) of each step of an expert
     turns: Callable[[Trajectory], Sequence[tuple[str, str]]] = rendered_turns
     window: Window = WHOLE_PATH  # how much of a path a prompt shows
@@ -148,12 +150,9 @@ def _alfworld(config: ConfigDict) -> World:
     make_env = functools.partial(AlfWorldEnvironment, find_game, env.show_admissible)
 
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
-        player = make_env()
-        try:
-            play = functools.partial(household.play_surely, player, max_steps=env.max_steps)
-            return winning_paths(play, wanted, env.max_steps, on_done)
-        finally:
-            player.close()
+        count = max(1, min(workers, usable_cores(), len(wanted)))
+        with household.experts(make_env, count, env.max_steps) as play:
+            return winning_paths(play, wanted, env.max_steps, on_done, count)
 
     return World(
         make_env=make_env,
@@ -163,6 +162,7 @@ def _alfworld(config: ConfigDict) -> World:
         first_message=functools.partial(alfworld.first_message, style=env.prompt),
         experts=experts,
         names=alfworld.NAMES,
+        judgement=Judgement("take", household.misjudged),
         source=alfworld.source(env.data_dir),
         refusal="" if env.show_admissible else NOTHING,  # the list follows, another each time
     )

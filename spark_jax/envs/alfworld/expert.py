@@ -4,17 +4,21 @@ else of the game.
 
 What it writes says the goal again and then what it looks for, before what it sees: a small model
 that has just written a word finds it in the text above far more often than one that has not.
+Whether a thing is here is decided by what follows its name: the number in the list, or a colon.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import queue
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from spark_jax.envs.alfworld.layouts import LIKELY
 from spark_jax.envs.base import Environment
+from spark_jax.envs.response import Parsed
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.types import StepResult, Task, UserError
 
@@ -84,6 +88,30 @@ def play_surely(env: Environment, task: Task, max_steps: int = 50) -> Trajectory
         f"while the expert played it (last: {last}): check the memory and the disk of this "
         "machine."
     ) from last
+
+
+@contextlib.contextmanager
+def experts(
+    make_env: Callable[[], Environment], count: int, max_steps: int
+) -> Iterator[Callable[[Task], Trajectory]]:
+    """`play_surely` in whichever of `count` environments is free, for as many threads."""
+    environments = [make_env() for _ in range(count)]
+    free: queue.SimpleQueue[Environment] = queue.SimpleQueue()
+    for env in environments:
+        free.put(env)
+
+    def play_somewhere(task: Task) -> Trajectory:
+        env = free.get()
+        try:
+            return play_surely(env, task, max_steps)
+        finally:
+            free.put(env)
+
+    try:
+        yield play_somewhere
+    finally:
+        for env in environments:
+            env.close()
 
 
 def listed(observation: str) -> list[str]:
@@ -164,10 +192,10 @@ class _Visit:
         kind = self.wish.thing
         thing = self.of_kind(self.contents[source], kind)[0]
         if self.here != source:
-            self.go(source, f"find {kind}: {thing} was {_at(source)}; go back for it.")
+            self.go(source, f"find {thing}: it was {_at(source)}; go back for it.")
         if source in self.closed:
-            self.look_inside(source, f"find {kind}: {source} is closed; open it.")
-        self.do(f"take {thing} from {source}", f"find {kind}: here is {thing}; take it.")
+            self.look_inside(source, f"find {thing}: {source} is closed; open it.")
+        self.do(f"take {thing} from {source}", f"find {thing}: it is here; take it.")
         self.contents[source] = [t for t in self.contents[source] if t != thing]
         return thing
 
@@ -201,8 +229,8 @@ class _Visit:
             return
         lamp = self.of_kind(self.contents[source], kind)[0]
         if self.here != source:
-            self.go(source, f"find {kind}: {lamp} was {_at(source)}; bring {thing} there.")
-        self.do(f"use {lamp}", f"find {kind}: here is {lamp}; turn it on.")
+            self.go(source, f"find {lamp}: it was {_at(source)}; bring {thing} there.")
+        self.do(f"use {lamp}", f"find {lamp}: it is here; turn it on.")
 
     # ---- what it knows
 
@@ -270,6 +298,16 @@ class _Visit:
         self.steps.append(ExpertStep(action, result.observation, text, explore, others))
         self.score = result.score
         return result
+
+
+def misjudged(steps: Sequence[Parsed], i: int) -> tuple[str, str] | None:
+    """Reasoning and action of one who takes the wanted thing where step `i` says it is not; None
+    where it says nothing of the kind (`slips.Judgement`)."""
+    said = re.match(r"(.*, find (\w+)): not here; ", steps[i].reasoning)
+    place = re.fullmatch(r"(?:go to|open|examine) (.+)", steps[i - 1].action) if i else None
+    if said is None or place is None:
+        return None
+    return f"{said[1]} 1: it is here; take it.", f"take {said[2]} 1 from {place[1]}"
 
 
 # ---- words

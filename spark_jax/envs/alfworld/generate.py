@@ -28,7 +28,9 @@ from spark_jax.envs.alfworld.layouts import (
 )
 from spark_jax.types import UserError
 
-PER_TYPE = {"train": 100, "L0": 24, "L1": 24}  # games of each task type
+PER_TYPE = {"train": 800, "L0": 24, "L1": 24}  # games of each task type
+# What those of a type ask for: so many different wishes, each in several households.
+_SEEN_WISHES, _UNSEEN_WISHES = 100, 24
 _UNSEEN_SHARE = 0.3  # of the pairs, those of L1
 _OTHERS = (7, 12)  # things beside those of the goal
 # Where a finished thing may go, besides the places it is found in.
@@ -97,9 +99,8 @@ def games(split: str) -> tuple[Game, ...]:
         raise UserError(f"There are no embedded games of split {split!r}: use train, L0 or L1.")
     out = []
     for task_type in TASK_TYPES:
-        wishes = _wishes(task_type, split == "L1")
-        # L0 asks for what train asks for.
-        wishes = wishes[: PER_TYPE["L1" if split == "L1" else "train"]]
+        unseen = split == "L1"  # L0 asks for what train asks for
+        wishes = _wishes(task_type, unseen)[: _UNSEEN_WISHES if unseen else _SEEN_WISHES]
         for i in range(PER_TYPE[split]):
             name = f"{split}-{task_type}-{i}"
             out.append(_game(name, task_type, wishes[i % len(wishes)]))

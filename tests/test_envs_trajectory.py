@@ -1,0 +1,51 @@
+"""What experts win: in the order of the tasks, however many play at once."""
+
+import threading
+
+import pytest
+
+from spark_jax.envs.trajectory import ExpertStep, Trajectory, winning_paths
+from spark_jax.types import Start, Task
+
+TASKS = [Task("toy", "x", i) for i in range(12)]
+
+
+def path(task, score=100.0, steps=2):
+    return Trajectory(task, Start("", ""), (ExpertStep("look", "A room."),) * steps, score)
+
+
+def test_only_full_scores_within_the_limit_are_taken():
+    played = {0: (100.0, 2), 1: (99.0, 2), 2: (100.0, 3), 3: (100.0, 1)}
+    counts = []
+    paths = winning_paths(
+        lambda task: path(task, *played[task.variation]),
+        TASKS[:4], 2, lambda *count: counts.append(count),
+    )  # fmt: skip
+    assert [p.task.variation for p in paths] == [0, 3]
+    assert counts == [(i, 4) for i in range(1, 5)]
+
+
+def test_order_is_that_of_the_tasks():
+    later = threading.Event()
+
+    def play(task):
+        if task.variation == 0:
+            assert later.wait(10)  # another one is played meanwhile
+        later.set()
+        return path(task)
+
+    assert winning_paths(play, TASKS, 2, lambda *count: None, 2) == [path(task) for task in TASKS]
+
+
+def test_an_error_ends_it():
+    played = []
+
+    def play(task):
+        played.append(task)
+        if task.variation == 1:
+            raise RuntimeError("no such door")
+        return path(task)
+
+    with pytest.raises(RuntimeError, match="no such door"):
+        winning_paths(play, TASKS * 1000, 2, lambda *count: None)
+    assert len(played) < 12000
