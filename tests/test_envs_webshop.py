@@ -346,8 +346,27 @@ def test_what_means_nothing_changes_nothing(env):
         result = env.step(action)
         assert not result.valid and not result.done and result.observation == start.observation
     env.step("search[lamp]")
-    assert not env.step("search[shirt]").valid  # the search box is on the first page
     assert env.step("click[back to search]").observation == start.observation
+
+
+def test_one_may_search_from_any_page(env):
+    env.start(Task("webshop", "x", 0))
+    lamps, shirts = env.step("search[lamp]"), env.step("search[shirt]")
+    assert shirts.valid and shirts.observation != lamps.observation
+    env.step(f"click[{env.clickables()[-1]}]")
+    assert env.step("search[lamp]").observation == lamps.observation
+
+
+def test_a_value_of_two_options_is_the_last_ones(env, monkeypatch):
+    env.start(Task("webshop", "x", 0))
+    twice = {"size": ("one", "two"), "pack": ("two", "three"), "color": ("red",)}
+    product = dataclasses.replace(MUG, options=twice)
+    shop = env._shop._replace(products=[product])
+    monkeypatch.setattr(type(env), "_shop", shop)
+    env._page = Page("item", (0,), product=0)
+    env.step("click[one]")
+    env.step("click[two]")
+    assert env._page.chosen == (("size", "one"), ("pack", "two"))
 
 
 def test_options_replace_each_other_and_pages_lead_back(env):

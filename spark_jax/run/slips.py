@@ -71,6 +71,7 @@ def with_slips(
       refusal: what the environment says to an action that it does not understand.
       retry: tag of the step that says it right; it belongs to THINKING or METAREASONING, and so do
         those of the dialogue.
+      judgement: the world's mistake of judgement; None: it has none.
     """
     tags = THINKING if retry in THINKING else METAREASONING
     text = " ".join([user, *(part for turn in turns for part in turn)])

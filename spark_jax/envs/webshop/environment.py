@@ -126,11 +126,7 @@ class WebShopEnvironment:
     def _turn(self, verb: str, thing: str) -> Page | None:
         """The page that an action leads to; None for one that means nothing here."""
         page = self._page
-        if verb == "search":
-            # The search box is on the first page only. (The original's text environment accepts a
-            # search anywhere, though its pages show no box.)
-            if page.name != "search":
-                return None
+        if verb == "search":  # anywhere, as in the original, though one page only has a box
             found = self._shop.index.search(thing, MOST_RESULTS)
             return Page("results", tuple(found))
         if verb != "click" or thing not in self.clickables():
@@ -155,7 +151,8 @@ class WebShopEnvironment:
         return dataclasses.replace(page, chosen=self._choose(page, thing))
 
     def _choose(self, page: Page, value: str) -> tuple[tuple[str, str], ...]:
-        """The chosen options with `value` in the place of its name's former one."""
+        """The chosen options with `value` in the place of its name's former one. A value of two
+        options is the last one's, as in the original."""
         options = self._shop.products[page.product].options
-        name = next(name for name, values in options.items() if value in values)
+        *_, name = (name for name, values in options.items() if value in values)
         return (*((n, v) for n, v in page.chosen if n != name), (name, value))

@@ -70,7 +70,7 @@ def system_prompt(style: Style) -> str:
         "You are an agent in a web shop. Buy what the instruction asks for. In each turn you see a "
         "page, its parts divided by [SEP], and choose one action.\n\n"
         "Actions:\n"
-        "- search[words]: search for products (on the first page only)\n"
+        "- search[words]: search for products\n"
         "- click[thing]: click a product's number, an option, a page or a button\n"
         "Choose the options that are asked for before you click[buy now], which ends the task.\n\n"
         + RESPONSE_RULES
