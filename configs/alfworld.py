@@ -28,16 +28,17 @@ def get_config(preset: str = "tiny") -> ConfigDict:
     config.eval.splits = ("L0", "L1")
     if preset in ("tiny", "nano"):
         config.env.max_steps = 20  # nearly all embedded games are won by the expert in 18
-        # 300 dialogues read 20 times are learned by heart: on them it knows whether a thing is
-        # here in nine of ten cases, on other games by chance (docs/log.md).
-        config.sft.trajectories = 3000
+        if preset == "tiny":
+            # 300 dialogues read 20 times are learned by heart: on them it knows whether a thing
+            # is here in nine of ten cases, on other games by chance (docs/log.md).
+            config.sft.trajectories = 3000
         config.sft.epochs = 2
         config.sft.panel_every = 1
         config.rl.iterations = 12
         config.rl.temperature = 1.0
         config.rl.rename = 0.0
-        # A thing that is not there can be reached for: one step is lost and the next one goes on.
-        # With a penalty on it the policy stops reaching, and success falls (docs/log.md).
+        # Who reaches for a thing that is not there loses one step and goes on. With a penalty on
+        # it the policy stops reaching, and success falls (docs/log.md).
         config.algo.invalid_penalty = 0.0
         # The expert's paths have 490 tokens, the longest 1,070; its responses at most 40.
         config.rollout.response_tokens = 56

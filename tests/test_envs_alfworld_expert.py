@@ -14,7 +14,7 @@ import pytest
 
 from spark_jax.envs.alfworld import tasks
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
-from spark_jax.envs.alfworld.expert import experts, misjudged, play
+from spark_jax.envs.alfworld.expert import misjudged, play, players
 from spark_jax.envs.alfworld.games import TASK_TYPES, Game
 from spark_jax.envs.response import parse_response
 from spark_jax.envs.trajectory import explore_density, rendered_turns, winning_paths
@@ -85,15 +85,19 @@ def test_who_takes_what_is_not_there_is_refused_and_can_go_on(env):
     for task in everything("train"):
         path = play(env, task)
         steps = [parse_response(response) for response, _ in rendered_turns(path)]
+        seen = [step.observation for step in path.steps]
         env.start(task)
         for i, step in enumerate(path.steps):
-            if wrong := misjudged(steps, i):
+            if wrong := misjudged(steps, seen, i):
                 reasoning, action = wrong
                 assert "not here" in step.reasoning and reasoning.endswith(
                     "1: it is here; take it."
                 )
                 assert env.step(action).observation == NOTHING, action
                 judged += 1
+                kind = action.split()[1]
+                there = [f"{seen[i - 1][:-1]}, and a {kind} 3."] * len(seen)
+                assert misjudged(steps, there, i) is None
             else:
                 assert "not here" not in step.reasoning
             assert env.step(step.action).observation == step.observation
@@ -112,7 +116,7 @@ def test_the_expert_does_the_same_again(env):
 def test_two_at_once_do_what_one_does(env):
     make_env = lambda: AlfWorldEnvironment(lambda task: tasks.find_game("", task))  # noqa: E731
     wanted = SAMPLE["train"][:4]
-    with experts(make_env, 2, 20) as play_one:
+    with players(make_env, 2, 20) as play_one:
         paths = winning_paths(play_one, wanted, 20, lambda *counts: None, 2)
     assert paths == winning_paths(expert_in(env, 20), wanted, 20, lambda *counts: None)
 

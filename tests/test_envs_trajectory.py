@@ -1,6 +1,7 @@
 """What experts win: in the order of the tasks, however many play at once."""
 
 import threading
+import time
 
 import pytest
 
@@ -44,8 +45,9 @@ def test_an_error_ends_it():
         played.append(task)
         if task.variation == 1:
             raise RuntimeError("no such door")
+        time.sleep(0.1 * (task.variation > 1))
         return path(task)
 
     with pytest.raises(RuntimeError, match="no such door"):
-        winning_paths(play, TASKS * 1000, 2, lambda *count: None)
-    assert len(played) < 12000
+        winning_paths(play, TASKS, 2, lambda *count: None)
+    assert len(played) < len(TASKS)

@@ -59,7 +59,13 @@ def test_each_action_with_a_name_goes_wrong_first_and_then_right():
 
 def test_a_wrong_judgement_is_answered_by_the_right_one():
     """Its verb never goes wrong by a name, so that after a refusal the contrary is always right."""
-    judgement = Judgement("take", lambda steps, i: ("It is here.", "take it") if i == 0 else None)
+    at = 0
+
+    def wrong(steps, observations, i):
+        assert len(steps) == len(observations)
+        return ("It is here.", "take it") if i == at else None
+
+    judgement = Judgement("take", wrong)
     turns = slipped(1.0, judgement=judgement)
     assert turns[0] == ("<think>It is here.</think><action>take it</action>", REFUSAL)
     retry = parse_response(turns[1][0])
@@ -68,6 +74,14 @@ def test_a_wrong_judgement_is_answered_by_the_right_one():
     assert turns[2] == TURNS[1]  # "take wolf"
     assert len(turns) == 3 + IN_A_ROW + 1  # "put wolf" goes wrong by a name as before
 
+    at = 2  # a wrong judgement, then wrong words, then what is right
+    both = slipped(1.0, judgement=judgement)[2:]
+    actions = [parse_response(response).action for response, _ in both]
+    assert actions[0] == "take it" and actions[-1] == "put wolf in red box"
+    assert [answer == REFUSAL for _, answer in both] == [True] * (1 + IN_A_ROW) + [False]
+    assert all(parse_response(response).reasoning.startswith(AGAIN) for response, _ in both[1:])
+
+    at = 0
     refused = [(TURNS[0][0], REFUSAL)]
     assert slipped(1.0, turns=refused, judgement=judgement) == refused
     often = [len(slipped(0.2, seed, TURNS[:1], judgement=judgement)) == 2 for seed in range(2000)]
@@ -121,5 +135,9 @@ def test_the_warm_up_does_not_imitate_slips():
     assert [node.valid for node in tree.nodes] == [True] * 2 + ([False] * IN_A_ROW + [True]) * 2
     plain = warmup.variation(lessons, policy, 4096, 0.0, 0.0, world)
     assert plain(lessons[0], random.Random(0)) is lessons[0].tree
+    judgement = Judgement("take", lambda steps, seen, i: ("Here.", "take it") if not i else None)
+    judging = warmup.variation(lessons, policy, 4096, 0.0, 1.0, world._replace(judgement=judgement))
+    tree = judging(lessons[0], random.Random(0))
+    assert [n.valid for n in tree.nodes] == [True, False, True, True] + [False] * IN_A_ROW + [True]
     silent = warmup.variation(lessons, policy, 4096, 0.0, 1.0, world._replace(refusal=""))
     assert silent(lessons[0], random.Random(0)) is lessons[0].tree

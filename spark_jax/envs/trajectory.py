@@ -43,14 +43,14 @@ def winning_paths(
     """What an expert that plays tasks wins, with the full score and within `max_steps`, in the
     order of the tasks. `at_once`: calls of `play` that may run beside each other, in threads."""
     out = []
-    with ThreadPoolExecutor(at_once) as threads:
-        try:
-            for i, path in enumerate(threads.map(play, tasks), 1):
-                if path.score >= 100.0 and len(path.steps) <= max_steps:
-                    out.append(path)
-                on_done(i, len(tasks))
-        finally:
-            threads.shutdown(wait=True, cancel_futures=True)
+    threads = ThreadPoolExecutor(at_once)
+    try:
+        for i, path in enumerate(threads.map(play, tasks), 1):
+            if path.score >= 100.0 and len(path.steps) <= max_steps:
+                out.append(path)
+            on_done(i, len(tasks))
+    finally:
+        threads.shutdown(cancel_futures=True)  # an error or Ctrl-C does not play all the others
     return out
 
 

@@ -67,7 +67,7 @@ def base_config() -> ConfigDict:
     config.sft.optimizer = "adamw"  # adamw, or muon: from scratch it needs a third of the epochs
     config.sft.weight_decay = 0.1  # of matrices
     config.sft.rename = 0.0  # share of the dialogues in which names are swapped (run/rename.py)
-    config.sft.slips = 0.0  # share of the actions that are got wrong first (run/slips.py)
+    config.sft.slips = 0.0  # share of actions got wrong first, judgements more often (run/slips.py)
     config.sft.context_weight = 0.0  # loss of a token the environment wrote, beside 1 of a response
     config.sft.from_run = ""  # work folder of a run whose warm-up this one starts from; "": its own
     config.sft.dialogues = ""  # file of spark_jax.annotate to learn from; "": paths of our own

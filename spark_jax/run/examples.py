@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from spark_jax.envs.pool import default_workers
+from spark_jax.envs.pool import default_workers, usable_cores
 from spark_jax.keep import cache_folder
 from spark_jax.run import borrow, warmup
 from spark_jax.run.progress import Progress
@@ -41,7 +40,7 @@ def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[wa
                 progress.advance(now - done)
                 done = now
 
-        workers = min(os.cpu_count() or 1, default_workers())
+        workers = min(usable_cores(), default_workers())
         cache = cache_folder("gold")
         examples = warmup.expert_examples(world, count, config.seed, workers, cache, on_done)
     warmup.save_examples(path, examples)

@@ -30,7 +30,7 @@ from spark_jax.envs.response import (
 )
 
 AGAIN = "That was not understood; read again."
-IN_A_ROW = 2  # slips before one action, at most
+IN_A_ROW = 2  # wrong words before one action, at most
 MISREAD = 0.5  # share of the slips whose reasoning is wrong too
 MISJUDGED = 2.0  # a judgement goes wrong so many times as often as a name
 
@@ -43,8 +43,9 @@ class Judgement(NamedTuple):
     """A mistake of judgement that an environment refuses."""
 
     verb: str  # first word of the actions it leads to
-    # (responses, step) -> reasoning and action of one who judges wrongly there; None: nobody can
-    wrong: Callable[[Sequence[Parsed], int], tuple[str, str] | None]
+    # (responses, observations they bring, step) -> reasoning and action of one who judges wrongly
+    # there; None: nobody can
+    wrong: Callable[[Sequence[Parsed], Sequence[str], int], tuple[str, str] | None]
 
 
 def spoken_words(dialogues: Iterable[Sequence[Turn]]) -> list[str]:
@@ -63,10 +64,12 @@ def with_slips(
     rng: random.Random,
     judgement: Judgement | None = None,
 ) -> list[Turn]:
-    """The dialogue with slips before a `share` of its actions.
+    """The dialogue with slips.
 
     Args:
       user: its first message.
+      share: of the actions, those that go wrong by a word; judgements do so `MISJUDGED` times as
+        often.
       words: what a name may be mistaken for, where the dialogue does not hold it.
       refusal: what the environment says to an action that it does not understand.
       retry: tag of the step that says it right; it belongs to THINKING or METAREASONING, and so do
@@ -78,6 +81,7 @@ def with_slips(
     known = set(_WORD.findall(text))
     strange = [word for word in words if word not in known]
     steps = [parse_response(response, tags) for response, _ in turns]
+    observations = [observation for _, observation in turns]
     out: list[Turn] = []
     for i, ((response, observation), said) in enumerate(zip(turns, steps, strict=True)):
         # What is refused already (RLVMR's experts make mistakes of their own) goes wrong once only.
@@ -85,7 +89,7 @@ def with_slips(
         names = _names(said.action) if may_slip else []
         kind, lead = said.kind, ""
         if judgement and may_slip:
-            wrong = judgement.wrong(steps, i)
+            wrong = judgement.wrong(steps, observations, i)
             if wrong and rng.random() < MISJUDGED * share:
                 out.append((render_tagged(wrong[0], kind, wrong[1]), refusal))
                 kind, lead = retry, f"{AGAIN} "

@@ -7,7 +7,6 @@ form that runs keep their own in (run/warmup.py).
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from spark_jax.envs.pool import default_workers
+from spark_jax.envs.pool import default_workers, usable_cores
 from spark_jax.envs.response import parse_response
 from spark_jax.envs.tasks import distinct_tasks
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
@@ -189,7 +188,7 @@ def annotate_paths(
 
 
 def _expert_paths(world: World, tasks: list[Task]) -> list[Trajectory]:
-    workers = min(os.cpu_count() or 1, default_workers())
+    workers = min(usable_cores(), default_workers())
     cache = cache_folder("gold")
     with Progress("expert paths", len(tasks), "path") as progress:
         return world.experts(

@@ -42,7 +42,7 @@ class World(NamedTuple):
     source: str = ""  # where the tasks come from, for the user to read; "": there is one source
     refusal: str = ""  # answer to an action that is not understood, if it is always the same
     retry: Kind = "explore"  # tag of the step after one
-    judgement: Judgement | None = None  # what else is refused than a wrong word (run/slips.py)
+    judgement: Judgement | None = None  # what is refused beside wrong words (run/slips.py)
     # (response, observation) of each step of an expert
     turns: Callable[[Trajectory], Sequence[tuple[str, str]]] = rendered_turns
     window: Window = WHOLE_PATH  # how much of a path a prompt shows
@@ -151,7 +151,7 @@ def _alfworld(config: ConfigDict) -> World:
 
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
         count = max(1, min(workers, usable_cores(), len(wanted)))
-        with household.experts(make_env, count, env.max_steps) as play:
+        with household.players(make_env, count, env.max_steps) as play:
             return winning_paths(play, wanted, env.max_steps, on_done, count)
 
     return World(

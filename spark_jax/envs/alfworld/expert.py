@@ -91,7 +91,7 @@ def play_surely(env: Environment, task: Task, max_steps: int = 50) -> Trajectory
 
 
 @contextlib.contextmanager
-def experts(
+def players(
     make_env: Callable[[], Environment], count: int, max_steps: int
 ) -> Iterator[Callable[[Task], Trajectory]]:
     """`play_surely` in whichever of `count` environments is free, for as many threads."""
@@ -300,12 +300,17 @@ class _Visit:
         return result
 
 
-def misjudged(steps: Sequence[Parsed], i: int) -> tuple[str, str] | None:
-    """Reasoning and action of one who takes the wanted thing where step `i` says it is not; None
-    where it says nothing of the kind (`slips.Judgement`)."""
+def misjudged(
+    steps: Sequence[Parsed], observations: Sequence[str], i: int
+) -> tuple[str, str] | None:
+    """Reasoning and action of one who takes the wanted thing (or the lamp) where step `i` says it
+    is not; None where it says nothing of the kind, and where such a thing lies there that is not
+    wanted, for taking it would not be refused (`slips.Judgement`)."""
     said = re.match(r"(.*, find (\w+)): not here; ", steps[i].reasoning)
     place = re.fullmatch(r"(?:go to|open|examine) (.+)", steps[i - 1].action) if i else None
     if said is None or place is None:
+        return None
+    if said[2] in map(_class, listed(observations[i - 1])):
         return None
     return f"{said[1]} 1: it is here; take it.", f"take {said[2]} 1 from {place[1]}"
 

@@ -29,7 +29,7 @@ from spark_jax.envs.alfworld.layouts import (
 from spark_jax.types import UserError
 
 PER_TYPE = {"train": 800, "L0": 24, "L1": 24}  # games of each task type
-# What those of a type ask for: so many different wishes, each in several households.
+# What those of a type ask for: at most so many wishes; train plays each in several households.
 _SEEN_WISHES, _UNSEEN_WISHES = 100, 24
 _UNSEEN_SHARE = 0.3  # of the pairs, those of L1
 _OTHERS = (7, 12)  # things beside those of the goal

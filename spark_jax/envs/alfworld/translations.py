@@ -42,7 +42,7 @@ def translation(problem: str, make: Callable[[str], bytes]) -> bytes:
 
 
 def folder() -> Path:
-    """Where they lie: 8 MB for the embedded games, 0.1 GB for all official ones."""
+    """Where they lie: 9 KB an embedded game, 0.1 GB for all official ones."""
     return cache_folder("alfworld") / "translations"
 
 
