@@ -14,7 +14,7 @@ import pytest
 
 from spark_jax.envs.alfworld import tasks
 from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
-from spark_jax.envs.alfworld.expert import misjudged, play, players
+from spark_jax.envs.alfworld.expert import misjudged, play, play_surely
 from spark_jax.envs.alfworld.games import TASK_TYPES, Game
 from spark_jax.envs.response import parse_response
 from spark_jax.envs.trajectory import explore_density, rendered_turns, winning_paths
@@ -41,9 +41,10 @@ def everything(split):
     return SAMPLE[split]
 
 
-def expert_in(env, max_steps):
-    """The expert in `env`, as a function of the task."""
-    return functools.partial(play, env, max_steps=max_steps)
+def wins(environments, wanted, max_steps, on_done=lambda *counts: None):
+    """What the expert wins there."""
+    play_on = functools.partial(play_surely, max_steps=max_steps)
+    return winning_paths(play_on, environments, wanted, max_steps, on_done)
 
 
 @pytest.mark.parametrize("split", ["train", "L1"])
@@ -60,9 +61,7 @@ def test_walkthroughs_win_with_their_last_action(env, split):
 @pytest.mark.parametrize("split", ["train", "L1"])
 def test_the_expert_wins_by_searching(env, split):
     done = []
-    paths = winning_paths(
-        expert_in(env, 20), everything(split), 20, lambda *counts: done.append(counts)
-    )
+    paths = wins([env], everything(split), 20, lambda *counts: done.append(counts))
     assert len(paths) == len(SAMPLE[split]) == len(done)
     shortest = [len(tasks.find_game("", path.task).walkthrough) for path in paths]
     assert all(len(p.steps) >= n for p, n in zip(paths, shortest, strict=True))
@@ -115,16 +114,18 @@ def test_the_expert_does_the_same_again(env):
 
 def test_two_at_once_do_what_one_does(env):
     make_env = lambda: AlfWorldEnvironment(lambda task: tasks.find_game("", task))  # noqa: E731
-    wanted = SAMPLE["train"][:4]
-    with players(make_env, 2, 20) as play_one:
-        paths = winning_paths(play_one, wanted, 20, lambda *counts: None, 2)
-    assert paths == winning_paths(expert_in(env, 20), wanted, 20, lambda *counts: None)
+    wanted, two = SAMPLE["train"][:4], [make_env(), make_env()]
+    try:
+        assert wins(two, wanted, 20) == wins([env], wanted, 20)
+    finally:
+        for other in two:
+            other.close()
 
 
 def test_it_stops_at_the_step_limit(env):
     path = play(env, SAMPLE["train"][0], max_steps=2)
     assert len(path.steps) == 2 and path.score == 0.0
-    assert winning_paths(expert_in(env, 2), SAMPLE["train"][:1], 2, lambda *counts: None) == []
+    assert wins([env], SAMPLE["train"][:1], 2) == []
 
 
 def test_lists_of_actions_do_not_confuse_it():
@@ -159,8 +160,6 @@ def test_the_expert_wins_official_games():
     player = AlfWorldEnvironment(lambda task: chosen[task.variation])
     try:
         wanted = [Task("alfworld", game.type, i, split="L1") for i, game in enumerate(chosen)]
-        assert len(
-            winning_paths(expert_in(player, 50), wanted, 50, lambda *counts: None)
-        ) >= 0.9 * len(wanted)
+        assert len(wins([player], wanted, 50)) >= 0.9 * len(wanted)
     finally:
         player.close()

@@ -5,9 +5,11 @@ import time
 
 import pytest
 
+from spark_jax.envs.toy import ToyEnvironment
 from spark_jax.envs.trajectory import ExpertStep, Trajectory, winning_paths
 from spark_jax.types import Start, Task
 
+ENV = ToyEnvironment()
 TASKS = [Task("toy", "x", i) for i in range(12)]
 
 
@@ -19,8 +21,8 @@ def test_only_full_scores_within_the_limit_are_taken():
     played = {0: (100.0, 2), 1: (99.0, 2), 2: (100.0, 3), 3: (100.0, 1)}
     counts = []
     paths = winning_paths(
-        lambda task: path(task, *played[task.variation]),
-        TASKS[:4], 2, lambda *count: counts.append(count),
+        lambda env, task: path(task, *played[task.variation]),
+        [ENV], TASKS[:4], 2, lambda *count: counts.append(count),
     )  # fmt: skip
     assert [p.task.variation for p in paths] == [0, 3]
     assert counts == [(i, 4) for i in range(1, 5)]
@@ -29,19 +31,20 @@ def test_only_full_scores_within_the_limit_are_taken():
 def test_order_is_that_of_the_tasks():
     later = threading.Event()
 
-    def play(task):
+    def play(env, task):
         if task.variation == 0:
             assert later.wait(10)  # another one is played meanwhile
         later.set()
         return path(task)
 
-    assert winning_paths(play, TASKS, 2, lambda *count: None, 2) == [path(task) for task in TASKS]
+    paths = winning_paths(play, [ENV, ToyEnvironment()], TASKS, 2, lambda *count: None)
+    assert paths == [path(task) for task in TASKS]
 
 
 def test_an_error_ends_it():
     played = []
 
-    def play(task):
+    def play(env, task):
         played.append(task)
         if task.variation == 1:
             raise RuntimeError("no such door")
@@ -49,5 +52,5 @@ def test_an_error_ends_it():
         return path(task)
 
     with pytest.raises(RuntimeError, match="no such door"):
-        winning_paths(play, TASKS, 2, lambda *count: None)
+        winning_paths(play, [ENV], TASKS, 2, lambda *count: None)
     assert len(played) < len(TASKS)

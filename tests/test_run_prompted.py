@@ -21,8 +21,9 @@ from spark_jax.run.command_line import exit_code  # noqa: E402
 from spark_jax.run.completion import Completion, TooLong  # noqa: E402
 from spark_jax.run.config import load_config  # noqa: E402
 from spark_jax.run.evalfile import add_evaluation, read_evaluations  # noqa: E402
-from spark_jax.run.prompted import in_threads, play_episode  # noqa: E402
+from spark_jax.run.prompted import play_episode  # noqa: E402
 from spark_jax.run.worlds import make_world  # noqa: E402
+from spark_jax.threads import in_threads  # noqa: E402
 from spark_jax.types import UserError  # noqa: E402
 
 KEY = "sk-secret-0123456789"

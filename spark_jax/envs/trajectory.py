@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+from spark_jax.envs.base import Environment
 from spark_jax.envs.response import render_response
+from spark_jax.threads import in_threads
 from spark_jax.types import Start, Task
 
 
@@ -34,24 +35,26 @@ class Trajectory:
 
 
 def winning_paths(
-    play: Callable[[Task], Trajectory],
+    play: Callable[[Environment, Task], Trajectory],
+    environments: Sequence[Environment],
     tasks: Sequence[Task],
     max_steps: int,
     on_done: Callable[[int, int], None],
-    at_once: int = 1,
 ) -> list[Trajectory]:
     """What an expert that plays tasks wins, with the full score and within `max_steps`, in the
-    order of the tasks. `at_once`: calls of `play` that may run beside each other, in threads."""
-    out = []
-    threads = ThreadPoolExecutor(at_once)
-    try:
-        for i, path in enumerate(threads.map(play, tasks), 1):
-            if path.score >= 100.0 and len(path.steps) <= max_steps:
-                out.append(path)
-            on_done(i, len(tasks))
-    finally:
-        threads.shutdown(cancel_futures=True)  # an error or Ctrl-C does not play all the others
-    return out
+    order of the tasks; as many play at once as there are environments."""
+    paths: dict[int, Trajectory] = {}
+
+    def record(job: tuple[int, Task], path: Trajectory) -> None:
+        paths[job[0]] = path
+        on_done(len(paths), len(tasks))
+
+    def work(environment: Environment, job: tuple[int, Task]) -> Trajectory:
+        return play(environment, job[1])
+
+    in_threads(work, list(enumerate(tasks)), environments, record)
+    played = (paths[i] for i in range(len(tasks)))
+    return [path for path in played if path.score >= 100.0 and len(path.steps) <= max_steps]
 
 
 def rendered_turns(trajectory: Trajectory) -> tuple[tuple[str, str], ...]:

@@ -4,13 +4,11 @@ text plays them, on the same panels and with the same measures as checkpoints. N
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
-import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -23,10 +21,10 @@ from spark_jax.run.evalfile import EpisodeResult, add_evaluation, episode_result
 from spark_jax.run.progress import Progress
 from spark_jax.run.recorded import Recorded, panel_of, played_by
 from spark_jax.run.worlds import World, make_world
+from spark_jax.threads import in_threads
 from spark_jax.types import Node, PastStep, StepResult, Task, Tree, UserError
 
 _END = "</action>"
-Job, Tool, Result = TypeVar("Job"), TypeVar("Tool"), TypeVar("Result")
 
 
 class Prompted(NamedTuple):
@@ -117,53 +115,6 @@ def spent_on(results: Sequence[EpisodeResult], prices: Prices) -> dict[str, Any]
         "prices": prices._asdict(),
         "cost": cost(read, written, prices),
     }
-
-
-def in_threads(
-    work: Callable[[Tool, Job], Result],
-    jobs: Sequence[Job],
-    tools: Sequence[Tool],
-    on_result: Callable[[Job, Result], None],
-    stop: threading.Event,
-) -> None:
-    """Does the jobs, as many at a time as there are tools, each of which one thread uses at a time.
-
-    `on_result` is called in the caller's thread, as jobs end. After an error no job is begun; it is
-    raised when those that were running have ended, and their results have been handed over. When
-    the caller's thread itself is interrupted, `stop` is set: what waits should end at once.
-    """
-    free: queue.SimpleQueue[Tool] = queue.SimpleQueue()
-    for tool in tools:
-        free.put(tool)
-
-    def do(job: Job) -> Result:
-        tool = free.get()
-        try:
-            return work(tool, job)
-        finally:
-            free.put(tool)
-
-    failed: BaseException | None = None
-    with concurrent.futures.ThreadPoolExecutor(len(tools)) as threads:
-        running = {threads.submit(do, job): job for job in jobs}
-        try:
-            for future in concurrent.futures.as_completed(running):
-                if future.cancelled():
-                    continue
-                error = future.exception()
-                if error is None:
-                    on_result(running[future], future.result())
-                elif failed is None:
-                    failed = error
-                    for other in running:
-                        other.cancel()
-        except BaseException:
-            stop.set()
-            for other in running:
-                other.cancel()
-            raise
-    if failed is not None:
-        raise failed
 
 
 def play_episode(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +14,8 @@ from spark_jax.run.panels import play
 from spark_jax.run.policy import rows_of_micro_batch, sft_steps
 from spark_jax.run.progress import Progress
 from spark_jax.run.state import Run, optimiser_state, save
+
+_PART = 4  # steps of the control between two looks at the clock
 
 
 def warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
@@ -63,7 +67,8 @@ def finish_warm_up(this: Run, params: Any, opt_state: Any) -> None:
 
 def more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]:
     """The control: SFT goes on for `sft.extra_seconds`, its learning rate falling from a third of
-    the warm-up's to its end. Wall time decides; interrupted, this phase starts over."""
+    the warm-up's to its end. Wall time decides, looked at every `_PART` steps; interrupted, this
+    phase starts over."""
     config, state = this.config, this.state
     steps, end = sft_steps(config, this.policy), config.sft.extra_seconds
     shape, lessons, vary = _sft_data(this, examples)
@@ -75,18 +80,24 @@ def more_warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any,
         share = min(1.0, (time.perf_counter() - start) / max(end, 1e-9))
         return warmup.cosine(peak, low, max(share, 0.05))
 
+    part = config.sft.batch_paths * _PART
+    todo: list[warmup.Lesson] = []
+    order, parts = random.Random(f"more SFT {config.seed}"), itertools.count(10_000)
     with Progress("more SFT", max(1, int(end)), "second") as progress:
-        while lessons and time.perf_counter() - start < end:
-            began = time.perf_counter()
+        while lessons and (spent := time.perf_counter() - start) < end:
+            if not todo:  # every dialogue once before any comes again
+                todo = order.sample(lessons, len(lessons))
+            now, todo = todo[:part], todo[part:]
             params, opt_state, values = warmup.sft_epoch(
-                steps, params, opt_state, lessons, this.policy, config.seed, 10_000 + state.epoch,
+                steps, params, opt_state, now, this.policy, config.seed, next(parts),
                 config.sft.batch_paths, config.sft.context_weight, shape, rate, vary,
             )  # fmt: skip
-            values["time/update_s"] = time.perf_counter() - began
-            state.epoch += 1
+            after = time.perf_counter() - start
+            values["time/update_s"] = after - spent
             state.step += 1
             this.metrics.write(state.step, "sft", values)
-            progress.advance(max(1, int(time.perf_counter() - began)), loss=values["train/loss"])
+            if seconds := int(after) - int(spent):
+                progress.advance(seconds, loss=values["train/loss"])
     return params, opt_state
 
 

@@ -22,10 +22,10 @@ from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.keep import cache_folder
 from spark_jax.run.completion import Complete, Message, Prices, TooLong, cost
 from spark_jax.run.progress import Progress
-from spark_jax.run.prompted import in_threads
 from spark_jax.run.recorded import append_rows, open_journal, played_by
 from spark_jax.run.warmup import Example, as_example, read_row, save_examples
 from spark_jax.run.worlds import World, make_world
+from spark_jax.threads import in_threads
 from spark_jax.types import Task, UserError
 
 LONGEST = 30  # words of a thought; our own have 17 at most

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -151,8 +152,10 @@ def _alfworld(config: ConfigDict) -> World:
 
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
         count = max(1, min(workers, usable_cores(), len(wanted)))
-        with household.players(make_env, count, env.max_steps) as play:
-            return winning_paths(play, wanted, env.max_steps, on_done, count)
+        play = functools.partial(household.play_surely, max_steps=env.max_steps)
+        with contextlib.ExitStack() as stack:
+            envs = [stack.enter_context(contextlib.closing(make_env())) for _ in range(count)]
+            return winning_paths(play, envs, wanted, env.max_steps, on_done)
 
     return World(
         make_env=make_env,
@@ -184,8 +187,7 @@ def _webshop(config: ConfigDict) -> World:
     make_env = functools.partial(environment.WebShopEnvironment, env.data_dir, human, env.prompt)
 
     def experts(wanted, workers, cache, on_done) -> list[Trajectory]:
-        play = functools.partial(shopper.shop, make_env())
-        out = winning_paths(play, wanted, env.max_steps, on_done)
+        out = winning_paths(shopper.shop, [make_env()], wanted, env.max_steps, on_done)
         if wanted and not out:
             raise UserError(
                 f"the scripted shopper wins none of {len(wanted)} goals of env.tasks={env.tasks} "

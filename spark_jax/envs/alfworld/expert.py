@@ -9,11 +9,9 @@ Whether a thing is here is decided by what follows its name: the number in the l
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import queue
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from spark_jax.envs.alfworld.layouts import LIKELY
@@ -88,30 +86,6 @@ def play_surely(env: Environment, task: Task, max_steps: int = 50) -> Trajectory
         f"while the expert played it (last: {last}): check the memory and the disk of this "
         "machine."
     ) from last
-
-
-@contextlib.contextmanager
-def players(
-    make_env: Callable[[], Environment], count: int, max_steps: int
-) -> Iterator[Callable[[Task], Trajectory]]:
-    """`play_surely` in whichever of `count` environments is free, for as many threads."""
-    environments = [make_env() for _ in range(count)]
-    free: queue.SimpleQueue[Environment] = queue.SimpleQueue()
-    for env in environments:
-        free.put(env)
-
-    def play_somewhere(task: Task) -> Trajectory:
-        env = free.get()
-        try:
-            return play_surely(env, task, max_steps)
-        finally:
-            free.put(env)
-
-    try:
-        yield play_somewhere
-    finally:
-        for env in environments:
-            env.close()
 
 
 def listed(observation: str) -> list[str]:
