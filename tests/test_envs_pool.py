@@ -1,5 +1,6 @@
 """The pool of environments, on the toy environment and on scripted failures."""
 
+import copy
 import random
 import threading
 import time
@@ -7,6 +8,7 @@ import time
 import pytest
 
 from spark_jax.envs import toy
+from spark_jax.envs.copies import Copies
 from spark_jax.envs.pool import EnvironmentDied, EnvPool, ReplayMismatch, default_workers
 from spark_jax.envs.scienceworld import expert
 from spark_jax.run import worlds
@@ -45,6 +47,50 @@ def test_a_path_is_started_played_forked_and_released():
         assert pool.stats["replay_steps"] == 3 and pool.stats["env_steps"] == 5
         with pytest.raises(ValueError, match="not played"):
             pool.submit("child 0", TASK, past, "go on")
+
+
+class Copying(toy.ToyEnvironment):
+    """It can be copied."""
+
+    def copy(self):
+        return copy.copy(self)
+
+
+def test_a_fork_of_what_can_be_copied_is_no_replay():
+    actions = toy.solution(TASK)
+    with EnvPool(Copying, workers=2) as pool:
+        past = ()
+        for action in actions[:2]:
+            pool.submit("root", TASK, past, action)
+            [(_, result)] = pool.collect()
+            past += (PastStep(action, result.observation),)
+        children = [actions[2], actions[2], actions[2], "open pink"]
+        for key, last in enumerate(children):
+            pool.release("root")
+            pool.submit(key, TASK, past, last)
+            [(_, result)] = pool.collect()
+            assert played([*actions[:2], last])[-1].observation == result.observation
+            pool.release(key)
+        # The copies went their own ways: from where they started others still can.
+        pool.submit("child", TASK, past[:1], "open pink")
+        [(_, result)] = pool.collect()
+        assert played([*actions[:1], "open pink"])[-1].observation == result.observation
+        assert pool.stats["loads"] == 1 and pool.stats["replay_steps"] == 0
+        pool.submit("stranger", TASK, played(["open pink"] * 2), actions[0])  # nobody was there
+        pool.collect()
+        assert pool.stats["loads"] == 2 and pool.stats["replay_steps"] == 2
+
+
+def test_only_the_newest_states_are_kept():
+    copies, env = Copies(most=2), Copying()
+    for n in range(3):
+        copies.keep((TASK, (PastStep("look", str(n)),)), env)
+        copies.keep((TASK, (PastStep("look", "0"),)), env)  # again: the newest
+    kept = [copies.take((TASK, (PastStep("look", str(n)),))) for n in range(3)]
+    assert kept[1] is None and kept[0] not in (None, env) and kept[2] not in (None, env)
+    plain = Copies()
+    plain.keep((TASK, ()), toy.ToyEnvironment())
+    assert plain.take((TASK, ())) is None
 
 
 def test_one_worker_serves_a_scripted_tree_first_in_first_out():

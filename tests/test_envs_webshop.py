@@ -453,7 +453,8 @@ def test_the_shopper_reads_wishes():
     )
     assert wish.attributes == ("eco friendly", "easy install", "storage space", "living room")
     assert wish.kind == "night stands"
-    assert wish.options == ("dark brown", "a, b") and wish.limit == 40.0
+    assert wish.options == (("color", "dark brown"), ("item type name", "a, b"))
+    assert wish.limit == 40.0
     assert read_wish("a red mug").words == "a red mug"
 
 
@@ -482,6 +483,11 @@ def test_the_shopper_says_what_it_has_read_and_no_more():
         told = [[(s.action.lower(), s.reasoning.lower()) for s in steps] for steps in paths]
         assert told[0] == told[1]
         verdicts.update(re.findall(r" is (not said|said|there|missing|chosen)", str(told[1])))
+        for _, text in told[1]:  # points begin with the words of the instruction and of the page
+            named = re.findall(r"([a-z ]+: [^;]+) is (?:there|missing|chosen)", text)
+            limits = re.findall(r"price: \$[^;]+, (?:not )?(lower than [\d.]+)", text)
+            goal = short.start(task).goal
+            assert all(words.strip() in goal for words in named + limits), text
     assert len(verdicts) == 5 and min(verdicts.values()) >= 5
 
 

@@ -10,7 +10,9 @@ from spark_jax.types import Start, StepResult, Task
 class Environment(Protocol):
     """A text environment for one agent; used from one thread at a time.
 
-    The same task and the same actions always give the same texts: a fork is a replay.
+    The same task and the same actions always give the same texts: a fork is a replay. One whose
+    state is small may have a method `copy` that returns another in the same state: a fork is a copy
+    then (envs/copies.py).
     """
 
     def start(self, task: Task) -> Start:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Hashable
 from typing import Literal
 
 from spark_jax.envs.base import Environment
+from spark_jax.envs.copies import Copies
 from spark_jax.types import PastStep, Start, StepResult, Task, UserError
 
 _log = logging.getLogger(__name__)
@@ -92,7 +93,8 @@ class EnvPool:
         }
         self._finished: queue.SimpleQueue[_Done] = queue.SimpleQueue()
         starts: dict[Task, Start] = {}  # the first text of each task, to check later starts with
-        self._workers = [_Worker(make_env, self._finished, starts) for _ in range(workers)]
+        copies = Copies()
+        self._workers = [_Worker(make_env, self._finished, starts, copies) for _ in range(workers)]
         self._free = list(range(workers))[::-1]
         self._paths: dict[Hashable, _Path] = {}
         self._waiting: collections.deque[_Job] = collections.deque()
@@ -110,7 +112,8 @@ class EnvPool:
 
         If `key` holds a worker, its environment is in that state already; otherwise the job waits
         (first in, first out) for a free worker, which starts the task, replays `past` and checks
-        every observation. Raises ValueError when the path is not where `past` says, or still busy.
+        every observation, or takes a copy of an environment that stood there (envs/copies.py).
+        Raises ValueError when the path is not where `past` says, or still busy.
         """
         past = tuple(past)
         job = _Job(self._submitted, key, task, past, action)
@@ -233,11 +236,14 @@ class EnvPool:
 class _Worker:
     """One environment in one thread. Everything here runs in that thread."""
 
-    def __init__(self, make_env, finished: queue.SimpleQueue, starts: dict[Task, Start]):
+    def __init__(
+        self, make_env, finished: queue.SimpleQueue, starts: dict[Task, Start], copies: Copies
+    ):
         self.jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._make_env = make_env
         self._finished = finished
         self._starts = starts
+        self._copies = copies
         self._env: Environment | None = None
         self._at: tuple[Task, tuple[PastStep, ...]] | None = None  # state of the environment
         self.thread = threading.Thread(target=self._run, name="environment", daemon=True)
@@ -285,18 +291,27 @@ class _Worker:
             if self._env is None:
                 self._env = self._make_env()
             # A job with no past starts its task anew even where the environment just did.
-            start = None
-            if self._at != (job.task, job.past) or job.action is None:
-                start = self._replay(job, stats)
             if job.action is None:
-                return start
+                return self._replay(job, stats)
+            if self._at != (job.task, job.past) and not self._copied(job):
+                self._replay(job, stats)
             self._at = None
             result = self._env.step(job.action)
             stats["env_steps"] += 1
             self._at = (job.task, (*job.past, PastStep(job.action, result.observation)))
+            self._copies.keep(self._at, self._env)
             return result
         finally:
             stats["step_seconds"] += time.perf_counter() - began
+
+    def _copied(self, job: _Job) -> bool:
+        """Whether a kept state could take the place of a replay."""
+        copy = self._copies.take((job.task, job.past))
+        if copy is None:
+            return False
+        self._env.close()
+        self._env = copy
+        return True
 
     def _replay(self, job: _Job, stats: collections.Counter) -> Start:
         self._at = None
@@ -311,6 +326,7 @@ class _Worker:
             if seen != observation:
                 raise _mismatch(job.task, number, observation, seen)
         self._at = (job.task, job.past)
+        self._copies.keep(self._at, self._env)
         return start
 
     def _drop(self) -> None:

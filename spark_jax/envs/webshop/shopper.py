@@ -2,7 +2,9 @@
 options and buys. It knows the goal's text and the pages it has read, nothing of the catalogue.
 
 What it writes goes through what is asked for, point by point, before it decides: a small model that
-has just written a word finds it on the page far more often than one that has not.
+has just written a word finds it on the page far more often than one that has not. Each point begins
+with the words that stand before it in the instruction or on the page ("color: red", "price lower
+than 40.00"): what follows the same words is what such a model copies best.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class Wish(NamedTuple):
     words: str  # attributes and kind, as one would search for them
     attributes: tuple[str, ...]
     kind: str
-    options: tuple[str, ...]  # values
+    options: tuple[tuple[str, str], ...]  # name and value, as ("color", "red")
     limit: float
 
 
@@ -57,7 +59,7 @@ def read_wish(instruction: str) -> Wish:
     text = text[: limit.start()] if limit else text
     begin = text.rfind(" with ", 0, text.find(": ") + 1)
     text, asked = (text[:begin], text[begin + 6 :]) if begin >= 0 else (text, "")
-    values = re.split(r"(?:^|, and )[a-z][a-z ]*: ", asked)[1:]
+    options = re.split(r"(?:^|, and )([a-z][a-z ]*): ", asked)[1:]
     text = re.sub(r"^(?:find me|i(?:'m| am) looking for|i need|i want)\s+", "", text, flags=re.I)
     body, *rest = re.split(r" with | for ", text)
     *before, kind = body.split(", ")
@@ -69,7 +71,7 @@ def read_wish(instruction: str) -> Wish:
         words=" ".join([*before, kind, *rest]).replace(",", ""),
         attributes=tuple(attributes),
         kind=kind,
-        options=tuple(value.strip() for value in values),
+        options=tuple((n, v.strip()) for n, v in zip(options[::2], options[1::2], strict=True)),
         limit=float(limit[1]) if limit else float("inf"),
     )
 
@@ -87,6 +89,7 @@ class _Visit:
 
     def __init__(self, env: WebShopEnvironment, goal: str):
         self.env, self.wish, self.goal = env, read_wish(goal), goal.lower()
+        self.asked = goal.removeprefix("Find me ").rstrip(". ")
         self.steps: list[ExpertStep] = []
         self.score = 0.0
         self.seen: list[_Seen] = []
@@ -104,11 +107,10 @@ class _Visit:
         wish = self.wish
         page = self.do(f"search[{wish.words}]", f"{wish.words}: search for it.")
         candidates = rank(read_results(page.observation), wish)
-        price = f" under {wish.limit:.2f}" if wish.limit < float("inf") else ""
         for i, candidate in enumerate(candidates[:MOST_OPENED]):
             others = [f"click[{c.asin}]" for c in candidates[i + 1 : i + 4]]
             more = " first" if others else ""
-            text = f"{wish.words}{price}: {candidate.brand} may fit; look at it{more}."
+            text = f"{self.asked}: {candidate.brand} may fit; look at it{more}."
             self.do(f"click[{candidate.asin}]", text, others)
             found = self.inspect(candidate)
             self.seen.append(found)
@@ -123,7 +125,7 @@ class _Visit:
         """Reads further pages of an opened product as long as an attribute is missing."""
         texts = [candidate.title.lower()]
         options = self.env.clickables()
-        lacks = tuple(value for value in self.wish.options if value not in options)
+        lacks = tuple(value for _, value in self.wish.options if value not in options)
         seen = _Seen(candidate, self._missing(texts), lacks)
         if not lacks and candidate.price <= self.wish.limit:
             for page in SUB_PAGES[:2]:
@@ -139,10 +141,10 @@ class _Visit:
     def buy(self, seen: _Seen) -> None:
         """Chooses the options that the open product has, and buys."""
         done = self._points(seen)
-        for value in self.wish.options:
+        for name, value in self.wish.options:
             if value in self.env.clickables():
-                self.do(f"click[{value}]", f"{done}; choose {value}.")
-                done = f"{value} is chosen"
+                self.do(f"click[{value}]", f"{done}; choose {name}: {value}.")
+                done = f"{name}: {value} is chosen"
         self.do("click[buy now]", f"{done}; buy it.")
 
     def settle(self) -> None:
@@ -168,11 +170,12 @@ class _Visit:
         wish, points = self.wish, []
         if wish.limit < float("inf"):
             over = seen.candidate.price > wish.limit
-            points.append(f"{seen.candidate.tag} is {'over' if over else 'under'} {wish.limit:.2f}")
+            than = "not lower" if over else "lower"
+            points.append(f"price: {seen.candidate.tag}, {than} than {wish.limit:.2f}")
             if over:
                 return points[0]
-        for value in wish.options:
-            points.append(f"{value} is {'missing' if value in seen.lacks else 'there'}")
+        for name, value in wish.options:
+            points.append(f"{name}: {value} is {'missing' if value in seen.lacks else 'there'}")
             if value in seen.lacks:
                 return "; ".join(points)
         for attribute in wish.attributes:
