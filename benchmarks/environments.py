@@ -4,7 +4,8 @@
     python benchmarks/environments.py --worlds alfworld --paths 200 --episodes 2000
 
 Everything runs in one process, one environment after the other, on expert paths of train tasks. A
-fork of ours is what the pool does: start the task in another environment and replay its actions.
+fork of ours is what the pool does: start the task in another environment and replay its actions, or
+take a copy where the environment offers one.
 A stock environment that cannot be installed here is listed with the reason. With --episodes our
 environments go on for so many episodes, and their memory on the way is printed.
 """
@@ -25,9 +26,11 @@ from typing import NamedTuple
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from spark_jax.envs.base import Environment  # noqa: E402
+from spark_jax.envs.copies import Copies  # noqa: E402
 from spark_jax.envs.trajectory import ExpertStep, Trajectory  # noqa: E402
 from spark_jax.keep import cache_folder  # noqa: E402
-from spark_jax.types import Start, Task  # noqa: E402
+from spark_jax.types import PastStep, Start, Task  # noqa: E402
 
 DEPTHS = (5, 20, 50)
 
@@ -51,10 +54,13 @@ def measure(
     paths: Sequence[Trajectory],
     memory: Callable[[], float],
     episodes: int = 0,
+    copied: Environment | None = None,
 ) -> Row:
     """Plays the paths; `start` and `step` drive one environment that is there already. With
-    `episodes` it goes on with as many of them, path after path."""
+    `episodes` it goes on with as many of them, path after path. `copied`: the environment itself,
+    where a fork copies it."""
     resets, steps, forks = [], [], {depth: [] for depth in DEPTHS}
+    copies = Copies()
     start(paths[0].task)
     for path in paths:
         resets.append(_ms(lambda: start(path.task)))  # noqa: B023
@@ -64,7 +70,12 @@ def measure(
         actions = [s.action for s in path.steps[:-1]] or ["look around"]
         for depth in DEPTHS:
             repeated = [actions[i % len(actions)] for i in range(depth)]
-            forks[depth].append(_ms(lambda: (start(path.task), [step(a) for a in repeated])))  # noqa: B023
+            took = _ms(lambda: (start(path.task), [step(a) for a in repeated]))  # noqa: B023
+            if copied is not None:
+                state = (path.task, tuple(PastStep(action, "") for action in repeated))
+                copies.keep(state, copied)
+                took = _ms(lambda: copies.take(state))  # noqa: B023
+            forks[depth].append(took)
     fork_ms = {depth: statistics.median(times) for depth, times in forks.items()}
     row = Row(name, statistics.median(resets), statistics.median(steps), fork_ms, memory())
     later_mb = {}
@@ -152,6 +163,7 @@ def webshop(paths: int, episodes: int) -> list[Row]:
         played,
         lambda: resident_mb() - before,
         episodes,
+        env,
     )
     reason = "needs Java 11, spaCy, faiss and gym 0.24, which do not install side by side"
     return [ours, Row("WebShop, stock", 0, 0, {}, 0, reason)]
