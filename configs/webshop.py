@@ -30,10 +30,10 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             # More goals and fewer epochs than of 300 dialogues read 12 times, which are learned by
             # heart (docs/log.md); a third of the goals is new to RL.
             config.sft.trajectories = 600
-        config.sft.epochs = 6  # pages are long: one takes a minute and a half on two cores
+        config.sft.epochs = 9  # pages are long: an epoch takes a minute on two cores
         config.sft.batch_paths = 4  # more steps for the same time: 5 points of L0 (docs/log.md)
         config.sft.learning_rate = 4e-3
-        config.sft.panel_every = 2
+        config.sft.panel_every = 3
         # One leaf in ten succeeds, but most buy something that is right in part: three groups in
         # four differ in score. At 1.25 its long responses are babble and nothing is bought; at 1
         # the score is half of what it is at the evaluations' 0.4.
