@@ -2,12 +2,16 @@
 
     python benchmarks/environments.py --out environments.json
     python benchmarks/environments.py --worlds alfworld --paths 200 --episodes 2000
+    python benchmarks/environments.py --webshop-stock ../WebShop --webshop-python ../shop/bin/python
 
 Everything runs in one process, one environment after the other, on expert paths of train tasks. A
 fork of ours is what the pool does: start the task in another environment and replay its actions, or
 take a copy where the environment offers one.
-A stock environment that cannot be installed here is listed with the reason. With --episodes our
-environments go on for so many episodes, and their memory on the way is printed.
+Stock WebShop does not install beside us: --webshop-stock is a checkout of princeton-nlp/WebShop,
+set up with the small data set as its README says, --webshop-python the Python of its packages.
+Both then sell those products, and pages and rewards are compared, too. Without it a line says that
+it was not measured. With --episodes our environments go on for so many episodes, and their memory
+on the way is printed.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import json
 import os
 import pathlib
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -101,16 +106,21 @@ def resident_mb(pid: int | None = None) -> float:
     return next(int(line.split()[1]) for line in status.splitlines() if "VmRSS" in line) / 1024
 
 
-def scienceworld(paths: int, episodes: int) -> list[Row]:
+def scienceworld(options: argparse.Namespace) -> list[Row]:
     from spark_jax.envs.scienceworld import expert
     from spark_jax.envs.scienceworld.environment import ScienceWorldEnvironment, split_tasks
     from spark_jax.envs.tasks import by_type, distinct_tasks
 
-    tasks = distinct_tasks(by_type(split_tasks("default", "held_out", "train")), paths, 0)
+    tasks = distinct_tasks(by_type(split_tasks("default", "held_out", "train")), options.paths, 0)
     gold = expert.gold_paths(tasks, 1, cache_folder("gold"), lambda done, total: None, "full")
     ours = ScienceWorldEnvironment()
     row = measure(
-        "ScienceWorld, ours", ours.start, ours.step, gold, lambda: resident_mb(ours.pid), episodes
+        "ScienceWorld, ours",
+        ours.start,
+        ours.step,
+        gold,
+        lambda: resident_mb(ours.pid),
+        options.episodes,
     )
     ours.close()
     return [row, _stock_scienceworld(gold)]
@@ -147,14 +157,14 @@ def _java_processes() -> set[int]:
     return found
 
 
-def webshop(paths: int, episodes: int) -> list[Row]:
+def webshop(options: argparse.Namespace) -> list[Row]:
     from spark_jax.envs.webshop.environment import WebShopEnvironment
     from spark_jax.envs.webshop.shopper import shop
     from spark_jax.envs.webshop.tasks import split_tasks
 
     before = resident_mb()
     env = WebShopEnvironment()
-    tasks = split_tasks("default", "all_types", "", "train")[:paths]
+    tasks = split_tasks("default", "all_types", "", "train")[: options.paths]
     played = [shop(env, task) for task in tasks]
     ours = measure(
         "WebShop (embedded shop), ours",
@@ -162,19 +172,111 @@ def webshop(paths: int, episodes: int) -> list[Row]:
         env.step,
         played,
         lambda: resident_mb() - before,
-        episodes,
+        options.episodes,
         env,
     )
-    reason = "needs Java 11, spaCy, faiss and gym 0.24, which do not install side by side"
+    if options.webshop_stock:
+        stock, python = options.webshop_stock, options.webshop_python
+        return [ours, *_both_webshops(options.paths, stock, python)]
+    reason = "--webshop-stock is not given; its packages do not install beside ours"
     return [ours, Row("WebShop, stock", 0, 0, {}, 0, reason)]
 
 
-def alfworld(paths: int, episodes: int) -> list[Row]:
+def _both_webshops(paths: int, stock: pathlib.Path, python: str) -> list[Row]:
+    """The set of 1,000 products in both: searched by its title, a product is opened, described,
+    its options chosen, bought."""
+    from spark_jax.envs.webshop.environment import WebShopEnvironment, open_shop
+
+    data, before = str(stock / "data"), resident_mb()
+    shop, env, played, pages, rewards = open_shop(data), WebShopEnvironment(data), [], [], []
+    for number, goal in enumerate(shop.goals):
+        task = Task("webshop", goal.category, number)
+        begin = env.start(task)
+        seen = [begin.observation, env.step(f"search[{goal.title}]").observation]
+        if goal.asin.lower() not in env.clickables():
+            continue  # on a later page of the results
+        actions = [goal.asin.lower(), "description", "< prev", *goal.options.values(), "buy now"]
+        actions = [f"click[{thing}]" for thing in actions]
+        results = [env.step(action) for action in actions]
+        seen += [result.observation for result in results[:-1]]
+        pages.append(seen)
+        rewards.append(results[-1].score / 100)
+        actions = [f"search[{goal.title}]", *actions]
+        steps = tuple(ExpertStep(action, "", "", False) for action in actions)
+        played.append(Trajectory(task, begin, steps, results[-1].score))
+        if len(played) == paths:
+            break
+    name = "WebShop (1,000 products)"
+    ours = measure(
+        f"{name}, ours", env.start, env.step, played, lambda: resident_mb() - before, 0, env
+    )
+    goals = [shop.goals[path.task.variation] for path in played]
+    request = {
+        "goals": [_as_the_original(goal) for goal in goals],
+        "prices": {product.asin: product.price for product in shop.products},
+        "actions": [[step.action for step in path.steps] for path in played],
+        "fork_depths": DEPTHS,
+        "forked": 5,
+    }
+    answer = _ask_stock_webshop(request, stock, python)
+    pairs = [
+        (_words(one), _words(other))
+        for mine, theirs in zip(pages, answer["pages"], strict=True)
+        for one, other in zip(mine, theirs, strict=False)  # theirs has one more: what was bought
+    ]
+    same_pages = sum(one == other for one, other in pairs)
+    close = [abs(a - b) < 1e-9 for a, b in zip(rewards, answer["rewards"], strict=True)]
+    print(
+        f"{name}: {same_pages} of {len(pairs)} pages and {sum(close)} of {len(close)} rewards are "
+        f"the original's; it starts in {answer['start_s']:.1f} s"
+    )
+    for one, other in [pair for pair in pairs if pair[0] != pair[1]][:3]:
+        print(f"  ours:     {one}\n  original: {other}")
+    forks = {depth: statistics.median(answer["fork_ms"][str(depth)]) for depth in DEPTHS}
+    reset, step = statistics.median(answer["reset_ms"]), statistics.median(answer["step_ms"])
+    return [ours, Row(f"{name}, stock", reset, step, forks, answer["memory_mb"])]
+
+
+def _as_the_original(goal) -> dict:
+    """A goal of ours as the original keeps it."""
+    return {
+        "asin": goal.asin,
+        "category": goal.category,
+        "query": goal.query,
+        "name": goal.title,
+        "product_category": goal.levels,
+        "instruction_text": goal.instruction,
+        "attributes": list(goal.attributes),
+        "price_upper": goal.price_limit,
+        "goal_options": dict(goal.options),
+        "weight": 1,
+    }
+
+
+def _words(page: str) -> str:
+    """A page with its white space evened out: the original keeps what stands in the products' own
+    texts, empty lines of its templates included."""
+    strings = (" ".join(text.split()) for text in page.split("[SEP]"))
+    return " [SEP] ".join(text for text in strings if text)
+
+
+def _ask_stock_webshop(request: dict, stock: pathlib.Path, python: str) -> dict:
+    """What stock_webshop.py answers. Raises SystemExit with the end of what it printed."""
+    script = pathlib.Path(__file__).with_name("stock_webshop.py")
+    done = subprocess.run(
+        [python, str(script)], input=json.dumps(request), cwd=stock, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"stock WebShop in {stock} does not run:\n{done.stderr[-2000:]}")
+    return json.loads(done.stdout)
+
+
+def alfworld(options: argparse.Namespace) -> list[Row]:
     """On embedded games, or where those cannot be made the official ones."""
     from spark_jax.envs.alfworld import translations
     from spark_jax.envs.alfworld.environment import AlfWorldEnvironment
 
-    games = _alfworld_games(paths)
+    games = _alfworld_games(options.paths)
     played = []
     for number, game in enumerate(games):
         steps = [ExpertStep(action, "", "", False) for action in game.walkthrough]
@@ -187,7 +289,10 @@ def alfworld(paths: int, episodes: int) -> list[Row]:
         translations.folder = lambda: pathlib.Path(folder)
         rows = [
             measure(name, ours.start, ours.step, played, lambda: resident_mb(ours.pid), long)
-            for name, long in (("ALFWorld, ours, new games", 0), ("ALFWorld, ours", episodes))
+            for name, long in (
+                ("ALFWorld, ours, new games", 0),
+                ("ALFWorld, ours", options.episodes),
+            )
         ]
     ours.close()
     return [*rows, _stock_alfworld(games[:20], played[:20])]  # seconds each
@@ -267,10 +372,12 @@ def main() -> None:
     parser.add_argument("--paths", type=int, default=20, help="expert paths of each world")
     parser.add_argument("--out", type=pathlib.Path, help="write the rows as JSON too")
     parser.add_argument("--episodes", type=int, default=0, help="more of ours, for their memory")
+    parser.add_argument("--webshop-stock", type=pathlib.Path, help="checkout of the original")
+    parser.add_argument("--webshop-python", default="python3", help="Python of its packages")
     options = parser.parse_args()
     rows = []
     for name in options.worlds.split(","):
-        rows += WORLDS[name](options.paths, options.episodes)
+        rows += WORLDS[name](options)
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}\n\n{table(rows)}")
     for row in rows:
         for played, megabytes in row.later_mb.items():
