@@ -13,7 +13,8 @@ import collections
 import dataclasses
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from spark_jax.types import Task, Tree
 
@@ -23,40 +24,59 @@ PLAYED_WORDS = 0.1  # of those of a dialogue in RL: with more of them most trees
 COMMON = 0.5  # words of more of the dialogues than this are grammar, not names
 
 
+class Name(NamedTuple):
+    """The tokens of one word, -1 for one that the vocabulary does not have. The bare one is what
+    stands at the beginning of a line or in `click[red]`; a swap changes both or neither."""
+
+    spaced: int  # " red"
+    bare: int  # "red"
+
+    @property
+    def forms(self) -> tuple[bool, bool]:
+        """Which tokens it has; only names of the same forms can stand for each other."""
+        return self.spaced >= 0, self.bare >= 0
+
+
 def name_tokens(
     trees: Sequence[Tree], token_bytes: Sequence[bytes], words: Collection[str] = ()
-) -> list[int]:
-    """Tokens that may be swapped: those of `words` that are one token; without `words` all
-    lower-case words or their beginnings, except those that most of the dialogues contain."""
+) -> list[Name]:
+    """What may be swapped: those of `words` that are one token; without `words` all lower-case
+    words or their beginnings, except those that most of the dialogues contain."""
+    found: dict[str, list[int]] = {}
+    for token, text in enumerate(token_bytes):
+        word = text.decode("latin-1").strip()
+        if word in words if words else _WORD.fullmatch(text):
+            found.setdefault(word, [-1, -1])[not text.startswith(b" ")] = token
+    names = [Name(*tokens) for tokens in found.values()]
     if words:
-        return [i for i, text in enumerate(token_bytes) if text.decode("latin-1").strip() in words]
-    count: collections.Counter[int] = collections.Counter()
+        return names
+    count: collections.Counter[Name] = collections.Counter()
     for tree in trees:
-        count.update({t for node in tree.nodes for t in node.response_ids + node.context_ids})
-    return [
-        token
-        for token, text in enumerate(token_bytes)
-        if _WORD.fullmatch(text) and count[token] <= COMMON * len(trees)
-    ]
+        written = {t for node in tree.nodes for t in node.response_ids + node.context_ids}
+        count.update(name for name in names if not written.isdisjoint(name))
+    return [name for name in names if count[name] <= COMMON * len(trees)]
 
 
-def free_names(trees: Sequence[Tree], names: Sequence[int]) -> list[int]:
+def free_names(trees: Sequence[Tree], names: Sequence[Name]) -> list[Name]:
     """Those `names` that no response uses before the environment does. Any other one may have to
     be said from memory, and a new word for it nobody could know."""
+    known = {token: name for name in names for token in name}
     said = {
-        token
+        name
         for tree in trees
-        for token, by_environment in _first_uses(tree).items()
+        for name, by_environment in _first_uses(tree, known).items()
         if not by_environment
     }
-    return [token for token in names if token not in said]
+    return [name for name in names if name not in said]
 
 
-def swap_table(names: Sequence[int], share: float, rng: random.Random) -> dict[int, int]:
-    """A `share` of the names in pairs, each to be read as the other."""
-    drawn = rng.sample(names, 2 * (round(share * len(names)) // 2))
-    pairs = list(zip(drawn[::2], drawn[1::2], strict=True))
-    return dict(pairs) | {b: a for a, b in pairs}
+def swap_table(names: Sequence[Name], share: float, rng: random.Random) -> dict[int, int]:
+    """A `share` of the names in pairs, each to be read as the other: token -> token."""
+    swap: dict[int, int] = {}
+    for alike in _by_forms(names).values():
+        drawn = rng.sample(alike, 2 * (round(share * len(alike)) // 2))
+        swap |= _exchanged(zip(drawn[::2], drawn[1::2], strict=True))
+    return swap
 
 
 def swapper(
@@ -79,27 +99,19 @@ def swapper(
     return swap_for
 
 
-def _first_uses(tree: Tree) -> dict[int, bool]:
-    """token -> the environment wrote it first."""
-    first: dict[int, bool] = {}
-    for node in tree.nodes:
-        for tokens, by_environment in (node.response_ids, False), (node.context_ids, True):
-            for token in tokens:
-                first.setdefault(token, by_environment)
-    return first
-
-
-def renamed(tree: Tree, names: Sequence[int], share: float, rng: random.Random) -> Tree:
+def renamed(tree: Tree, names: Sequence[Name], share: float, rng: random.Random) -> Tree:
     """The dialogue with a `share` of its names swapped for other ones, each for one other. Names
     that a response uses before any observation does stay: nobody could know the new ones."""
-    first = _first_uses(tree)
-    free = [token for token in names if first.get(token, True)]
-    given = [token for token in free if token in first]
-    swap: dict[int, int] = {}
-    for token in rng.sample(given, round(share * len(given))):
-        other = rng.choice(free)
-        if token not in swap and other not in swap:
-            swap[token], swap[other] = other, token
+    first = _first_uses(tree, {token: name for name in names for token in name})
+    free = [name for name in names if first.get(name, True)]
+    given = [name for name in free if name in first]
+    alike, pairs, taken = _by_forms(free), [], set()
+    for name in rng.sample(given, round(share * len(given))):
+        other = rng.choice(alike[name.forms])
+        if name not in taken and other not in taken:
+            pairs.append((name, other))
+            taken |= {name, other}
+    swap = _exchanged(pairs)
     nodes = [
         dataclasses.replace(
             node,
@@ -109,3 +121,30 @@ def renamed(tree: Tree, names: Sequence[int], share: float, rng: random.Random) 
         for node in tree.nodes
     ]
     return dataclasses.replace(tree, nodes=nodes)
+
+
+def _first_uses(tree: Tree, known: Mapping[int, Name]) -> dict[Name, bool]:
+    """name -> the environment wrote it first. `known`: token -> name."""
+    first: dict[Name, bool] = {}
+    for node in tree.nodes:
+        for tokens, by_environment in (node.response_ids, False), (node.context_ids, True):
+            for token in tokens:
+                if token in known:
+                    first.setdefault(known[token], by_environment)
+    return first
+
+
+def _by_forms(names: Iterable[Name]) -> dict[tuple[bool, bool], list[Name]]:
+    out: dict[tuple[bool, bool], list[Name]] = {}
+    for name in names:
+        out.setdefault(name.forms, []).append(name)
+    return out
+
+
+def _exchanged(pairs: Iterable[tuple[Name, Name]]) -> dict[int, int]:
+    """Token -> token, both ways."""
+    out: dict[int, int] = {}
+    for one, other in pairs:
+        both = [(a, b) for a, b in zip(one, other, strict=True) if a >= 0]
+        out |= dict(both) | {b: a for a, b in both}
+    return out
