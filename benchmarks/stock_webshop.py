@@ -50,11 +50,14 @@ def main() -> None:
 
 def open_environment():
     """As its README says: text observations, the set of 1,000 products, goals made of them."""
-    sys.path.insert(0, os.getcwd())
+    sys.path[0] = (
+        os.getcwd()
+    )  # instead of this folder, where other things have the names of packages
     from web_agent_site.envs.web_agent_text_env import WebAgentTextEnv
 
     file = os.path.join("data", "items_shuffle_1000.json")
-    return WebAgentTextEnv("text", file, num_products=1000, human_goals=0)
+    # Ours always shows the button of the attributes.
+    return WebAgentTextEnv("text", file, num_products=1000, human_goals=0, show_attrs=True)
 
 
 def resident_mb() -> float:

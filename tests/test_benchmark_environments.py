@@ -27,9 +27,9 @@ from spark_jax.envs.webshop.environment import WebShopEnvironment, open_shop
 from spark_jax.types import Task
 
 class WebAgentTextEnv:
-    def __init__(self, mode, file, num_products, human_goals):
+    def __init__(self, mode, file, num_products, human_goals, show_attrs):
         print("loaded")
-        assert (mode, file, num_products, human_goals) == (
+        assert show_attrs and (mode, file, num_products, human_goals) == (
             "text", "data/items_shuffle_1000.json", 1000, 0)
         self.env, self.server = WebShopEnvironment("data"), SimpleNamespace()
 

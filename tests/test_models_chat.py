@@ -197,6 +197,15 @@ def test_digits_are_cut_as_families_do():
     assert cuts["llama-bpe"].encode("050").tokens == ["050"]
 
 
+def test_labels_keep_their_colon_and_numbers_what_stands_before_them():
+    text = "with size: large, and price: $19.99, lower than 40.00 dollars"
+    plain, labels = (train_bpe([text] * 9, 400, cut=cut) for cut in ("smollm", "labels"))
+    assert {"Ġsize:", "Ġprice:", "Ġ$1", "Ġ4", "9"} <= set(labels.encode(text).tokens)
+    assert {"Ġsize", "Ġprice", ":", "4", "9"} <= set(plain.encode(text).tokens)
+    odd = "a:b :c 12:30 $$5 it's -- ::  x\n\n y"
+    assert plain.decode(plain.encode(odd).ids) == labels.decode(labels.encode(odd).ids) == odd
+
+
 def test_saving_and_loading(tmp_path):
     COMPACT.save(tmp_path)
     again = Codec.load(tmp_path)

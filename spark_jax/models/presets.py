@@ -45,6 +45,7 @@ def load_model(
     dtype: str = "float32",
     param_dtype: str = "float32",
     mesh: Mesh | None = None,
+    cut: str = "smollm",
 ) -> Model:
     """The model of a preset.
 
@@ -58,6 +59,7 @@ def load_model(
       texts: what the vocabulary of `tiny` is trained on.
       dtype: type of the computation. param_dtype: type of the parameters.
       mesh: place the parameters on this mesh by the default sharding rules.
+      cut: how texts are cut into words for that vocabulary (tokenizer.train_bpe).
     Raises:
       UserError: unknown preset, or weights that are absent or broken.
     """
@@ -65,7 +67,7 @@ def load_model(
         raise UserError(f"model.preset {preset!r} is unknown; choose one of {', '.join(PRESETS)}.")
     if preset in FROM_SCRATCH:
         shape = FROM_SCRATCH[preset]
-        return _from_scratch(shape, path, seed, texts, dtype, param_dtype, mesh)
+        return _from_scratch(shape, path, seed, texts, dtype, param_dtype, mesh, cut)
     if path:
         source = Path(path).expanduser()
         if not source.exists():
@@ -97,7 +99,7 @@ def _shardings(config: ModelConfig, mesh: Mesh | None) -> Params | None:
     return None if mesh is None else param_shardings(param_shapes(config), mesh)
 
 
-def _from_scratch(shape, path, seed, texts, dtype, param_dtype, mesh) -> Model:
+def _from_scratch(shape, path, seed, texts, dtype, param_dtype, mesh, cut) -> Model:
     if path:
         folder = Path(path).expanduser()
         if not folder.is_dir():
@@ -113,7 +115,7 @@ def _from_scratch(shape, path, seed, texts, dtype, param_dtype, mesh) -> Model:
             "folder that has tokenizer.json."
         )
     else:
-        codec = Codec(train_bpe(texts, TINY_VOCAB))
+        codec = Codec(train_bpe(texts, TINY_VOCAB, cut=cut))
     config = shape(codec.vocab_size, dtype, param_dtype)
     init = jax.jit(init_params, static_argnums=0, out_shardings=_shardings(config, mesh))
     return Model(config, init(config, jax.random.key(seed)), codec)

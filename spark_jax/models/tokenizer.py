@@ -26,6 +26,9 @@ QWEN2_SPLIT = (
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 LLAMA3_SPLIT = QWEN2_SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+# GPT-2's, but a word keeps its colon ("size:") and a number's first digit what stands before it
+# (" $1", "9"): where a text names a thing, one token then says what follows.
+LABEL_SPLIT = r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+:?| ?\$?\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def _pre_tokenizer(cut: str) -> pre_tokenizers.PreTokenizer:
@@ -33,7 +36,7 @@ def _pre_tokenizer(cut: str) -> pre_tokenizers.PreTokenizer:
         return pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), _gpt2_bytes(use_regex=True)]
         )
-    pattern = {"qwen2": QWEN2_SPLIT, "llama-bpe": LLAMA3_SPLIT}[cut]
+    pattern = {"qwen2": QWEN2_SPLIT, "llama-bpe": LLAMA3_SPLIT, "labels": LABEL_SPLIT}[cut]
     split = pre_tokenizers.Split(Regex(pattern), "isolated", invert=False)
     return pre_tokenizers.Sequence([split, _gpt2_bytes(use_regex=False)])
 
@@ -47,8 +50,10 @@ def train_bpe(
     vocab_size: int = 2048,
     special_tokens: Sequence[str] = COMPACT_SPECIAL,
     tags: Sequence[str] = TAGS,
+    cut: str = "smollm",
 ) -> Tokenizer:
-    """A byte-level BPE of at most `vocab_size` tokens, the same for the same texts.
+    """A byte-level BPE of at most `vocab_size` tokens, the same for the same texts; `cut` as in
+    `bpe_from_vocabulary`, or "labels".
 
     Ids: special tokens, tags, the 256 bytes, then merges. Any text can be encoded and decodes to
     itself. Raises UserError when the vocabulary has no room for merges.
@@ -60,7 +65,7 @@ def train_bpe(
             f"ask for more than {len(fixed) + 256}."
         )
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = _pre_tokenizer("smollm")
+    tokenizer.pre_tokenizer = _pre_tokenizer(cut)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
         vocab_size=vocab_size,

@@ -9,6 +9,7 @@ import collections
 import heapq
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,12 +22,33 @@ STOP_WORDS = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then "
     "there these they this to was will with".split()
 )
-# Runs of letters and digits; inner apostrophes and dots join letters, inner dots and commas digits
-# (Unicode's word boundaries, as Lucene's StandardTokenizer has them).
-_WORD = re.compile(
-    r"\w+(?:['’.](?=[^\W\d_])(?<=[^\W\d_]['’.])\w+|[.,'’](?=\d)(?<=\d[.,'’])\w+"
-    r"|:(?=[^\W\d_])(?<=[^\W\d_]:)\w+)*"
+# Lucene's StandardTokenizer, by Unicode's word boundaries: runs of letters and digits, which some
+# signs join between two letters and others between two digits; and each emoji, which counts for the
+# length of a text. Tested against Lucene itself (tests/golden/lucene.json).
+_MID_BOTH = ".'‘’․﹒＇．"
+_MID_LETTER = ":·\u0387\u05f4‧︓﹕："
+_MID_DIGIT = ",;\u037e\u0589\u060c\u060d\u066c\u07f8⁄︐︔﹐﹔，；"
+_EMOJI = (  # Extended_Pictographic of Unicode 12
+    "©®‼⁉™↔-↙↩↪⌚⌛⌨⎈⏏⏩-⏳⏸-⏺▪▫▶◀◻-◾☀-★☇-☒☔-⚅⚐-✅✈-✒✔✖✝✡✨✳✴❄❇❌❎❓-❕❗❣-❧➕-➗➡➰➿⤴⤵⬅-⬇⬛⬜⭐⭕〰〽㊗㊙"
+    "\U0001f000-\U0001f0ff\U0001f10d-\U0001f10f\U0001f12f\U0001f16c-\U0001f171\U0001f17e\U0001f17f"
+    "\U0001f18e\U0001f191-\U0001f19a\U0001f1ad-\U0001f1e5\U0001f201-\U0001f20f\U0001f21a\U0001f22f"
+    "\U0001f232-\U0001f23a\U0001f23c-\U0001f23f\U0001f249-\U0001f53d\U0001f546-\U0001f64f"
+    "\U0001f680-\U0001f6ff\U0001f774-\U0001f77f\U0001f7d5-\U0001f7ff\U0001f80c-\U0001f80f"
+    "\U0001f848-\U0001f84f\U0001f85a-\U0001f85f\U0001f888-\U0001f88f\U0001f8ae-\U0001f8ff"
+    "\U0001f90c-\U0001f93a\U0001f93c-\U0001f945\U0001f947-\U0001faff"
 )
+_LETTER = r"[^\W\d_]"
+_ONE_EMOJI = f"[{_EMOJI}][\ufe0f\U0001f3fb-\U0001f3ff]*"
+_WORD = re.compile(
+    f"{_ONE_EMOJI}(?:\u200d{_ONE_EMOJI})*"
+    "|[\U0001f1e6-\U0001f1ff]{2}"  # a flag
+    "|[぀-ゟ㐀-䶿一-鿿]"  # such signs are words by themselves
+    r"|(?:[^\W぀-ゟ㐀-䶿一-鿿]"
+    rf"|[{_MID_BOTH}{_MID_LETTER}](?={_LETTER})(?<={_LETTER}.)"
+    rf"|[{_MID_BOTH}{_MID_DIGIT}](?=\d)(?<=\d.)"
+    "|(?<=\\w)[\u0300-\u036f\u200d\ufe0f])+"
+)
+_MEASURE = re.compile(r"(?:[aeiou]|(?<=[^aeiou])y)[^aeiou]")  # Porter's m > 0
 _POSSESSIVE = re.compile(r"['’]s$", re.IGNORECASE)
 
 
@@ -55,8 +77,22 @@ class Index:
 
     def terms(self, text: str) -> list[str]:
         """Stems of a text's words, without the stop words."""
+        if not text.isascii():  # "¼" and "²" are numbers to Python, and nothing to Lucene
+            text = "".join(" " if unicodedata.category(c) == "No" else c for c in text)
         words = (_POSSESSIVE.sub("", word).lower() for word in _WORD.findall(text))
-        return [self._stem.stemWord(word) for word in words if word and word not in STOP_WORDS]
+        return [self._stemmed(word) for word in words if word.strip("_") and word not in STOP_WORDS]
+
+    def _stemmed(self, word: str) -> str:
+        """Porter's stem as Porter's own programs and Lucene have it: other than as published, a
+        word of two letters is left alone, and -bli and -logi are endings."""
+        if len(word) <= 2:
+            return word
+        stem = self._stem.stemWord(word)
+        if stem.endswith("bli") and _MEASURE.search(stem[:-3]):
+            return self._stem.stemWord(f"{stem[:-1]}e")
+        if stem.endswith("logi") and _MEASURE.search(stem[:-4]):
+            return stem[:-1]
+        return stem
 
     def search(self, query: str, most: int = 50) -> list[int]:
         """Numbers of the products that fit best, best first; equals in the order of the shop."""

@@ -105,12 +105,12 @@ class _Visit:
 
     def play(self) -> None:
         wish = self.wish
-        page = self.do(f"search[{wish.words}]", f"{wish.words}: search for it.")
+        page = self.do(f"search[{wish.words}]", f"{wish.words}; search for it.")
         candidates = rank(read_results(page.observation), wish)
         for i, candidate in enumerate(candidates[:MOST_OPENED]):
             others = [f"click[{c.asin}]" for c in candidates[i + 1 : i + 4]]
             more = " first" if others else ""
-            text = f"{self.asked}: {candidate.brand} may fit; look at it{more}."
+            text = f"{self.asked}; {candidate.brand} may fit; look at it{more}."
             self.do(f"click[{candidate.asin}]", text, others)
             found = self.inspect(candidate)
             self.seen.append(found)
