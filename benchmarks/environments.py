@@ -192,7 +192,8 @@ def _both_webshops(paths: int, stock: pathlib.Path, python: str) -> list[Row]:
     for number, goal in enumerate(shop.goals):
         task = Task("webshop", goal.category, number)
         begin = env.start(task)
-        seen = [begin.observation, env.step(f"search[{goal.title}]").observation]
+        search = f"search[{goal.title.replace('[', ' ')}]"
+        seen = [begin.observation, env.step(search).observation]
         if goal.asin.lower() not in env.clickables():
             continue  # on a later page of the results
         actions = [goal.asin.lower(), "description", "< prev", *goal.options.values(), "buy now"]
@@ -201,7 +202,7 @@ def _both_webshops(paths: int, stock: pathlib.Path, python: str) -> list[Row]:
         seen += [result.observation for result in results[:-1]]
         pages.append(seen)
         rewards.append(results[-1].score / 100)
-        actions = [f"search[{goal.title}]", *actions]
+        actions = [search, *actions]
         steps = tuple(ExpertStep(action, "", "", False) for action in actions)
         played.append(Trajectory(task, begin, steps, results[-1].score))
         if len(played) == paths:

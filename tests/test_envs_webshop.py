@@ -26,6 +26,9 @@ from spark_jax.envs.webshop.shopper import read_wish, shop
 from spark_jax.envs.webshop.views import tree_pages
 from spark_jax.types import Task, UserError
 
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "lucene.json"  # make_lucene_golden.py
+LUCENE = json.loads(GOLDEN.read_text(encoding="utf-8"))
+
 
 def raw(asin, name, levels="Home › Kitchen › Mugs", query="mug", **more):
     return {
@@ -260,6 +263,17 @@ def test_search_ranks_by_bm25():
     assert index.search("nothing of this") == []
 
 
+@pytest.mark.parametrize(("text", "terms"), LUCENE["texts"])
+def test_texts_are_cut_and_stemmed_as_by_lucene(text, terms):
+    assert open_shop().index.terms(text) == terms
+
+
+def test_the_embedded_shop_ranks_as_lucene_does():
+    shop = open_shop()
+    for query, best in LUCENE["embedded"]:
+        assert [shop.products[i].asin for i in shop.index.search(query, 50)] == best, query
+
+
 def test_lengths_are_rounded_as_in_lucene():
     assert [rounded_length(n) for n in (0, 23, 24, 39, 40, 41, 55, 56, 100, 1000)] == [
         0, 23, 24, 39, 40, 40, 54, 56, 96, 984,
@@ -342,11 +356,13 @@ def test_what_means_nothing_changes_nothing(env):
         "search[]",
         "look",
         "click[B000000009]",
+        "search[lamp [steel]",  # no bracket inside, as in the original
     ):
         result = env.step(action)
         assert not result.valid and not result.done and result.observation == start.observation
     env.step("search[lamp]")
     assert env.step("click[back to search]").observation == start.observation
+    assert env.step("search[lamp] and then more").valid, "what follows is not looked at"
 
 
 def test_one_may_search_from_any_page(env):

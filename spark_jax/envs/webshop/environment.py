@@ -30,7 +30,8 @@ from spark_jax.envs.webshop.reward import Reward, reward
 from spark_jax.envs.webshop.search import Index
 from spark_jax.types import Start, StepResult, Task, UserError
 
-_ACTION = re.compile(r"\s*(search|click)\[(.+)\]\s*", re.DOTALL)
+# As the original reads it: no "[" inside, what follows the last "]" is not looked at.
+_ACTION = re.compile(r"\s*(search|click)\[([^\[]+)\]")
 
 
 class Shop(NamedTuple):
@@ -88,7 +89,7 @@ class WebShopEnvironment:
         """`search[words]` or `click[thing]`; anything else leaves the page as it is."""
         if self._goal is None or self._done:
             raise ValueError("step() was called before start() or after the end of the episode")
-        match = _ACTION.fullmatch(action)
+        match = _ACTION.match(action)
         verb, thing = (match[1], " ".join(match[2].split()).lower()) if match else ("", "")
         page = self._turn(verb, thing)
         valid = page is not None

@@ -17,7 +17,7 @@ import Stemmer
 
 from spark_jax.envs.webshop.catalogue import Product
 
-K1, B = 0.9, 0.4
+K1, B = np.float32(0.9), np.float32(0.4)  # Lucene counts in single precision
 STOP_WORDS = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then "
     "there these they this to was will with".split()
@@ -60,6 +60,7 @@ class Index:
         self._stem = Stemmer.Stemmer("porter")
         # word -> numbers of the products that have it, and how often each has it
         postings = collections.defaultdict(lambda: (array.array("I"), array.array("I")))
+        self._asins = [product.asin for product in products]
         lengths = []
         for i, product in enumerate(products):
             words = self.terms(contents(product))
@@ -72,8 +73,9 @@ class Index:
             word: tuple(np.frombuffer(numbers, np.uint32) for numbers in pair)
             for word, pair in postings.items()
         }
-        rounded = np.array([rounded_length(length) for length in lengths], np.float64)
-        self._norm = K1 * (1 - B + B * rounded / (sum(lengths) / len(lengths)))
+        rounded = np.array([rounded_length(length) for length in lengths], np.float32)
+        mean, one = np.float32(sum(lengths) / len(lengths)), np.float32(1)
+        self._factor = one / (K1 * ((one - B) + B * rounded / mean))
 
     def terms(self, text: str) -> list[str]:
         """Stems of a text's words, without the stop words."""
@@ -95,19 +97,22 @@ class Index:
         return stem
 
     def search(self, query: str, most: int = 50) -> list[int]:
-        """Numbers of the products that fit best, best first; equals in the order of the shop."""
-        scores = np.zeros(len(self._norm))
+        """Numbers of the products that fit best, best first; equals by their asin."""
+        scores = np.zeros(len(self._factor))
         for word, times in collections.Counter(self.terms(query)).items():
             if word not in self._postings:
                 continue
             found, count = self._postings[word]
             idf = math.log(1 + (len(scores) - len(found) + 0.5) / (len(found) + 0.5))
-            scores[found] += times * idf * count / (count + self._norm[found])
+            weight, one = np.float32(times) * np.float32(idf), np.float32(1)
+            scores[found] += weight - weight / (
+                one + count.astype(np.float32) * self._factor[found]
+            )
+        scores = scores.astype(np.float32)
         hits = np.flatnonzero(scores)
-        if len(hits) > most:  # those that may be among the best after rounding
-            least = np.partition(scores[hits], -most)[-most]
-            hits = hits[scores[hits] >= least - 1e-4]
-        return heapq.nsmallest(most, hits.tolist(), key=lambda i: (-round(float(scores[i]), 4), i))
+        if len(hits) > most:
+            hits = hits[scores[hits] >= np.partition(scores[hits], -most)[-most]]
+        return heapq.nsmallest(most, hits.tolist(), key=lambda i: (-scores[i], self._asins[i]))
 
 
 def contents(product: Product) -> str:

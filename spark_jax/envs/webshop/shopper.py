@@ -68,7 +68,7 @@ def read_wish(instruction: str) -> Wish:
         kind = " ".join(kind.split()[2:])
     attributes = [*before, *(part for piece in rest for part in piece.split(", "))]
     return Wish(
-        words=" ".join([*before, kind, *rest]).replace(",", ""),
+        words=re.sub(r"[],[]", "", " ".join([*before, kind, *rest])),  # no search has a bracket
         attributes=tuple(attributes),
         kind=kind,
         options=tuple((n, v.strip()) for n, v in zip(options[::2], options[1::2], strict=True)),
