@@ -31,10 +31,11 @@ def get_config(preset: str = "tiny") -> ConfigDict:
             # heart (docs/log.md); a third of the goals is new to RL.
             config.sft.trajectories = 600
         config.sft.epochs = 9  # pages are long: an epoch takes a minute on two cores
-        # "color:" as one token, which says what follows, and little weight for what the shop writes,
-        # names and numbers that nobody can guess: 31 -> 60 % of L0 (docs/log.md).
+        # "color:" as one token, which says what follows, and little weight for what the shop
+        # writes, names and numbers that nobody can guess: 31 -> 60 % of L0 (docs/log.md).
         config.model.cut = "labels"
         config.sft.context_weight = 0.1
+        config.sft.slips = 0.3  # three in five missing options are tried first
         config.sft.batch_paths = 4  # more steps for the same time: 5 points of L0 (docs/log.md)
         config.sft.learning_rate = 4e-3
         config.sft.panel_every = 3

@@ -37,6 +37,8 @@ def test_a_mistake_and_the_reflection_on_it():
     )
     last = ("<monitor>why</monitor><action>open blue</action>", "seen 2")
     assert tagged_turns(trajectory, "") == (*first, last)
+    in_brackets = path(0, ["click[navy blue]"], explores=())
+    assert tagged_turns(in_brackets, "What?")[0][0].endswith("<action>navy blue</action>")
 
 
 def test_one_dialogue_in_four_has_a_mistake():

@@ -13,16 +13,18 @@ pytest.importorskip("thefuzz", reason="WebShop's packages are not installed ('.[
 pytest.importorskip("Stemmer", reason="WebShop's packages are not installed ('.[webshop]')")
 pytest.importorskip("ijson", reason="WebShop's packages are not installed ('.[webshop]')")
 
+from spark_jax.envs.response import parse_response
+from spark_jax.envs.trajectory import rendered_turns
 from spark_jax.envs.webshop import tasks
 from spark_jax.envs.webshop.catalogue import NO_ATTRIBUTES, product_of, read_catalogue
-from spark_jax.envs.webshop.environment import WebShopEnvironment, open_shop
+from spark_jax.envs.webshop.environment import REFUSED, WebShopEnvironment, open_shop
 from spark_jax.envs.webshop.generate import generated_catalogue, generated_files
 from spark_jax.envs.webshop.goals import NO_LIMIT, Goal, all_goals, price_limit
 from spark_jax.envs.webshop.nouns import title_nouns
 from spark_jax.envs.webshop.pages import Page, clickables, page_parts, page_text
 from spark_jax.envs.webshop.reward import colour, matched_options, reward, type_reward
 from spark_jax.envs.webshop.search import Index, rounded_length
-from spark_jax.envs.webshop.shopper import read_wish, shop
+from spark_jax.envs.webshop.shopper import misjudged, read_wish, shop
 from spark_jax.envs.webshop.views import tree_pages
 from spark_jax.types import Task, UserError
 
@@ -472,6 +474,31 @@ def test_the_shopper_reads_wishes():
     assert wish.options == (("color", "dark brown"), ("item type name", "a, b"))
     assert wish.limit == 40.0
     assert read_wish("a red mug").words == "a red mug"
+
+
+def test_one_may_judge_wrongly_where_an_option_is_missing():
+    env, judged = WebShopEnvironment(style="short"), 0
+    for task in tasks.split_tasks("default", "all_types", "", "train")[:60]:
+        path = shop(env, task)
+        turns = rendered_turns(path)
+        steps = [parse_response(response) for response, _ in turns]
+        for i, step in enumerate(path.steps):
+            wrong = misjudged(steps, [seen for _, seen in turns], i)
+            assert (wrong is not None) == (" is missing; " in step.reasoning)
+            if wrong is None:
+                continue
+            judged += 1
+            reasoning, action = wrong
+            before, name = step.reasoning.split(" is missing")[0].rsplit(": ", 1)
+            option = before.split("; ")[-1]
+            assert reasoning == f"{before}: {name} is there; choose {option}: {name}."
+            env.start(task)
+            for earlier in path.steps[:i]:
+                env.step(earlier.action)
+            result = env.step(action)  # it is refused, and nothing has changed
+            assert (result.observation, result.valid, result.done) == (REFUSED, False, False)
+            assert env.step(step.action).observation == step.observation
+    assert judged > 5
 
 
 def test_the_shopper_wins_and_marks_choices(env):

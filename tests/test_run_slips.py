@@ -28,6 +28,12 @@ def test_words_are_those_of_actions_after_the_verb():
     assert spoken_words([TURNS]) == ["box", "from", "red", "wolf"]
 
 
+def test_a_search_has_no_names_of_its_own():
+    said = "<think>red mug; search.</think><action>search[red steel mug]</action>"
+    assert spoken_words([[(said, "results")]]) == []
+    assert slipped(1.0, turns=[(said, "results")]) == [(said, "results")]
+
+
 def test_without_slips_nothing_changes():
     assert slipped(0.0) == TURNS
     assert slipped(1.0, words=["wolf", "red"]) == TURNS  # both are in the dialogue

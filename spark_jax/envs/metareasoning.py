@@ -13,6 +13,8 @@ The method's authors let a large model tag their warm-up data. Here a rule does 
 
 from __future__ import annotations
 
+import re
+
 from spark_jax.envs.response import Kind, render_tagged
 from spark_jax.envs.trajectory import Trajectory
 
@@ -36,7 +38,7 @@ def step_tags(trajectory: Trajectory) -> list[Kind]:
 def mistaken_step(trajectory: Trajectory) -> int | None:
     """Index of the step whose action goes wrong first, None for most trajectories: by the
     variation's number, among the steps whose action is a verb and more."""
-    places = [i for i, step in enumerate(trajectory.steps) if " " in step.action.strip()]
+    places = [i for i, step in enumerate(trajectory.steps) if _without_verb(step.action)]
     turn, rest = divmod(trajectory.task.variation, REFLECT_EVERY)
     return places[turn % len(places)] if places and rest == 0 else None
 
@@ -53,8 +55,14 @@ def tagged_turns(trajectory: Trajectory, refusal: str) -> tuple[tuple[str, str],
     for i, (step, tag) in enumerate(zip(trajectory.steps, step_tags(trajectory), strict=True)):
         reasoning = step.reasoning
         if i == wrong_at:
-            wrong = step.action.strip().partition(" ")[2]
+            wrong = _without_verb(step.action)
             turns.append((render_tagged(reasoning, tag, wrong), refusal))
             tag, reasoning = "reflection", f"{wrong} was not understood; say {step.action}."
         turns.append((render_tagged(reasoning, tag, step.action), step.observation))
     return tuple(turns)
+
+
+def _without_verb(action: str) -> str:
+    """ "red door" of "open red door", "red" of "click[red]"; "" of a verb alone."""
+    said = re.fullmatch(r"\s*[^\s\[]+(?: +(.+)|\[(.+)\])", action.rstrip())
+    return (said[1] or said[2]) if said else ""

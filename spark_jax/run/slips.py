@@ -111,8 +111,10 @@ def with_slips(
 
 
 def _names(action: str) -> list[str]:
-    """Words of an action after its first one that may be names."""
-    return [word for word in action.split()[1:] if _WORD.fullmatch(word)]
+    """Words of an action after its first one that may be names; none of `search[words]`, which is
+    answered whatever the words are."""
+    verb, *words = action.split() or [""]
+    return [word for word in words if "[" not in verb and _WORD.fullmatch(word)]
 
 
 def _replaced(text: str, name: str, word: str) -> str:

@@ -185,13 +185,12 @@ def variation(
     the world has no refusal."""
     trees = [lesson.tree for lesson in lessons]
     names = name_tokens(trees, policy.codec.token_bytes(), world.names) if rename else []
-    words: list[str] = []
-    if slips and world.refusal:
-        words = spoken_words(lesson.example.turns for lesson in lessons)
+    slip = slips > 0 and bool(world.refusal)
+    words = spoken_words(lesson.example.turns for lesson in lessons) if slip else []
 
     def vary(lesson: Lesson, rng: random.Random) -> Tree:
         example, tree = lesson
-        if words:
+        if slip:
             turns = with_slips(
                 example.user, example.turns, slips, words, world.refusal, world.retry, rng,
                 world.judgement,

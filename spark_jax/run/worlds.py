@@ -203,6 +203,8 @@ def _webshop(config: ConfigDict) -> World:
         first_message=functools.partial(tasks.first_message, style=env.prompt),
         experts=experts,
         source=tasks.source(env.tasks, env.data_dir),
+        refusal=environment.REFUSED if env.prompt == "short" else "",
+        judgement=Judgement("click", shopper.misjudged),
     )
 
 

@@ -31,6 +31,7 @@ from spark_jax.envs.webshop.search import Index
 from spark_jax.types import Start, StepResult, Task, UserError
 
 # As the original reads it: no "[" inside, what follows the last "]" is not looked at.
+REFUSED = "that is not on this page."  # the short style's answer to what means nothing here
 _ACTION = re.compile(r"\s*(search|click)\[([^\[]+)\]")
 
 
@@ -86,7 +87,8 @@ class WebShopEnvironment:
         return Start(self._goal.instruction, self._text())
 
     def step(self, action: str) -> StepResult:
-        """`search[words]` or `click[thing]`; anything else leaves the page as it is."""
+        """`search[words]` or `click[thing]`; anything else leaves the page as it is. Then the
+        original shows the page once more; the short style says that it was nothing."""
         if self._goal is None or self._done:
             raise ValueError("step() was called before start() or after the end of the episode")
         match = _ACTION.match(action)
@@ -100,7 +102,8 @@ class WebShopEnvironment:
             score = 100.0 * self.bought.total
             text = f"Thank you for shopping with us! Your score: {score:.1f} of 100."
             return StepResult(text, score, True, self.bought.total >= 1.0, True)
-        return StepResult(self._text(), 0.0, False, False, valid)
+        text = REFUSED if self._style == "short" and not valid else self._text()
+        return StepResult(text, 0.0, False, False, valid)
 
     def close(self) -> None:
         """Nothing to give back."""

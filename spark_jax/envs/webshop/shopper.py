@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from spark_jax.envs.response import Parsed
 from spark_jax.envs.trajectory import ExpertStep, Trajectory
 from spark_jax.envs.webshop.environment import WebShopEnvironment
 from spark_jax.envs.webshop.pages import SUB_PAGES
@@ -185,9 +186,25 @@ class _Visit:
         return "; ".join(points) or "It is what was asked for"
 
 
+def misjudged(
+    steps: Sequence[Parsed], observations: Sequence[str], i: int
+) -> tuple[str, str] | None:
+    """Reasoning and action of one who chooses an option where step `i` says it is missing; None
+    where it says nothing of the kind, or the page has that word after all (`slips.Judgement`)."""
+    said = re.match(r"((?:.*; )?([a-z ]+: )([^;]+)) is missing; ", steps[i].reasoning)
+    if said is None or i == 0 or said[3] in read_lines(observations[i - 1]):
+        return None
+    return f"{said[1]} is there; choose {said[2]}{said[3]}.", f"click[{said[3]}]"
+
+
+def read_lines(observation: str) -> list[str]:
+    """The strings of a page, in both styles."""
+    return re.split(r" \[SEP\] |\n", observation)
+
+
 def read_results(observation: str) -> list[_Candidate]:
     """The products of a page of results."""
-    parts = re.split(r" \[SEP\] |\n", observation)  # both styles
+    parts = read_lines(observation)
     out = []
     for i, part in enumerate(parts[:-2]):
         if re.fullmatch(r"B[0-9A-Z]{9}", part, re.I):
