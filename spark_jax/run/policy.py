@@ -61,7 +61,7 @@ def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str] | None) 
         config.model.dtype,
         config.model.param_dtype,
         mesh,
-        config.model.cut,
+        config.model.get("cut", "smollm"),  # older work folders have no such key
     )
     if texts is not None and not (saved / "codec.json").is_file():
         model.codec.save(saved)
