@@ -34,7 +34,6 @@ def base_config() -> ConfigDict:
     config.model.path = ""  # folder, GGUF file or hub name of the weights; "": the preset's own
     config.model.param_dtype = "float32"  # as stored; bfloat16: training keeps a float32 copy
     config.model.dtype = "float32"  # of the computation: float32 or bfloat16
-    config.model.cut = "smollm"  # of tiny's texts into words; labels: "size:" is one (tokenizer.py)
 
     config.tree = ConfigDict()
     config.tree.leaves = 8  # N: leaves of a tree at most

@@ -52,7 +52,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     if world.source:
         _say(world.source)
     examples = warm_up_examples(config, workdir, world)
-    policy = load_policy(config, workdir, warmup.texts(examples))
+    policy = load_policy(config, workdir, warmup.texts(examples), world.cut)
     count = parameter_count(policy.config)
     _say(f"model {config.model.preset}: {count / 1e6:.1f} M parameters, "
          f"{policy.codec.vocab_size} tokens, {len(examples)} warm-up dialogues")  # fmt: skip

@@ -39,10 +39,12 @@ class Policy(NamedTuple):
     mesh: Mesh | None  # None: one device, no sharding
 
 
-def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str] | None) -> Policy:
-    """The model of `config.model`. A vocabulary learned from `texts` is kept in the work folder,
-    so a resumed run has the same tokens. With None nothing is written, and a model that has to
-    learn its vocabulary must have done so: else UserError."""
+def load_policy(
+    config: ConfigDict, workdir: Path, texts: Iterable[str] | None, cut: str = "smollm"
+) -> Policy:
+    """The model of `config.model`. A vocabulary learned from `texts` (`cut`: World) is kept in the
+    work folder, so a resumed run has the same tokens. With None nothing is written, and a model
+    that has to learn its vocabulary must have done so: else UserError."""
     mesh = _mesh(config)
     saved = workdir / "tokenizer"
     path = config.model.path
@@ -61,7 +63,7 @@ def load_policy(config: ConfigDict, workdir: Path, texts: Iterable[str] | None) 
         config.model.dtype,
         config.model.param_dtype,
         mesh,
-        config.model.get("cut", "smollm"),  # older work folders have no such key
+        cut,
     )
     if texts is not None and not (saved / "codec.json").is_file():
         model.codec.save(saved)

@@ -19,7 +19,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "model.preset": ("tiny", "nano", "smollm2", "qwen1.5b", "qwen7b"),
     "model.param_dtype": ("float32", "bfloat16"),
     "model.dtype": ("float32", "bfloat16"),
-    "model.cut": ("smollm", "labels"),
     "sft.optimizer": ("adamw", "muon"),
     "rl.train_on": ("all", "unseen", "seen"),
     "rl.reward": ("success", "score"),

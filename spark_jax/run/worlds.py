@@ -40,6 +40,7 @@ class World(NamedTuple):
     experts: Experts
     known_names: tuple[str, ...] = ()  # task types in which a name tells what the thing is
     names: frozenset[str] = frozenset()  # words that renaming may swap; empty: all rare ones
+    cut: str = "smollm"  # how a vocabulary of its own cuts the texts (models/tokenizer.train_bpe)
     source: str = ""  # where the tasks come from, for the user to read; "": there is one source
     refusal: str = ""  # answer to an action that is not understood, if it is always the same
     retry: Kind = "explore"  # tag of the step after one
@@ -203,6 +204,7 @@ def _webshop(config: ConfigDict) -> World:
         first_message=functools.partial(tasks.first_message, style=env.prompt),
         experts=experts,
         source=tasks.source(env.tasks, env.data_dir),
+        cut="labels",  # "size: large": what a small model has to copy follows one token
         refusal=environment.REFUSED if env.prompt == "short" else "",
         judgement=Judgement("click", shopper.misjudged),
     )
