@@ -188,22 +188,20 @@ def _both_webshops(paths: int, stock: pathlib.Path, python: str) -> list[Row]:
     from spark_jax.envs.webshop.environment import WebShopEnvironment, open_shop
 
     data, before = str(stock / "data"), resident_mb()
-    shop, env, played, pages, rewards = open_shop(data), WebShopEnvironment(data), [], [], []
+    shop, env, played = open_shop(data), WebShopEnvironment(data), []
     for number, goal in enumerate(shop.goals):
         task = Task("webshop", goal.category, number)
-        begin = env.start(task)
-        search = f"search[{goal.title.replace('[', ' ')}]"
-        seen = [begin.observation, env.step(search).observation]
+        begin, search = env.start(task), f"search[{goal.title.replace('[', ' ')}]"
+        results = [env.step(search)]
         if goal.asin.lower() not in env.clickables():
             continue  # on a later page of the results
         actions = [goal.asin.lower(), "description", "< prev", *goal.options.values(), "buy now"]
         actions = [f"click[{thing}]" for thing in actions]
-        results = [env.step(action) for action in actions]
-        seen += [result.observation for result in results[:-1]]
-        pages.append(seen)
-        rewards.append(results[-1].score / 100)
-        actions = [search, *actions]
-        steps = tuple(ExpertStep(action, "", "", False) for action in actions)
+        results += [env.step(action) for action in actions]
+        steps = tuple(
+            ExpertStep(action, result.observation, "", False)
+            for action, result in zip([search, *actions], results, strict=True)
+        )
         played.append(Trajectory(task, begin, steps, results[-1].score))
         if len(played) == paths:
             break
@@ -222,11 +220,16 @@ def _both_webshops(paths: int, stock: pathlib.Path, python: str) -> list[Row]:
     answer = _ask_stock_webshop(request, stock, python)
     pairs = [
         (_words(one), _words(other))
-        for mine, theirs in zip(pages, answer["pages"], strict=True)
-        for one, other in zip(mine, theirs, strict=False)  # theirs has one more: what was bought
+        for path, theirs in zip(played, answer["pages"], strict=True)
+        for one, other in zip(
+            [path.start.observation, *(step.observation for step in path.steps)][:-1],
+            theirs[:-1],  # the last one tells what was bought
+            strict=True,
+        )
     ]
     same_pages = sum(one == other for one, other in pairs)
-    close = [abs(a - b) < 1e-9 for a, b in zip(rewards, answer["rewards"], strict=True)]
+    rewards = zip(played, answer["rewards"], strict=True)
+    close = [abs(path.score / 100 - theirs) < 1e-9 for path, theirs in rewards]
     print(
         f"{name}: {same_pages} of {len(pairs)} pages and {sum(close)} of {len(close)} rewards are "
         f"the original's; it starts in {answer['start_s']:.1f} s"

@@ -50,9 +50,8 @@ def main() -> None:
 
 def open_environment():
     """As its README says: text observations, the set of 1,000 products, goals made of them."""
-    sys.path[0] = (
-        os.getcwd()
-    )  # instead of this folder, where other things have the names of packages
+    # Instead of the folder of this file, where other modules have the names of its packages.
+    sys.path[0] = os.getcwd()
     from web_agent_site.envs.web_agent_text_env import WebAgentTextEnv
 
     file = os.path.join("data", "items_shuffle_1000.json")

@@ -13,6 +13,8 @@ pytest.importorskip("thefuzz", reason="WebShop's packages are not installed ('.[
 pytest.importorskip("Stemmer", reason="WebShop's packages are not installed ('.[webshop]')")
 pytest.importorskip("ijson", reason="WebShop's packages are not installed ('.[webshop]')")
 
+from make_lucene_golden import FILE as LUCENE_FILE
+
 from spark_jax.envs.response import parse_response
 from spark_jax.envs.trajectory import rendered_turns
 from spark_jax.envs.webshop import tasks
@@ -28,8 +30,7 @@ from spark_jax.envs.webshop.shopper import misjudged, read_wish, shop
 from spark_jax.envs.webshop.views import tree_pages
 from spark_jax.types import Task, UserError
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "lucene.json"  # make_lucene_golden.py
-LUCENE = json.loads(GOLDEN.read_text(encoding="utf-8"))
+LUCENE = json.loads(LUCENE_FILE.read_text(encoding="utf-8"))
 
 
 def raw(asin, name, levels="Home › Kitchen › Mugs", query="mug", **more):

@@ -18,6 +18,8 @@ pytest.importorskip("thefuzz", reason="WebShop's packages are not installed ('.[
 pytest.importorskip("Stemmer", reason="WebShop's packages are not installed ('.[webshop]')")
 pytest.importorskip("ijson", reason="WebShop's packages are not installed ('.[webshop]')")
 
+from make_lucene_golden import FILE as LUCENE_FILE
+
 from spark_jax.envs.webshop.catalogue import read_catalogue
 from spark_jax.envs.webshop.environment import WebShopEnvironment, open_shop
 from spark_jax.envs.webshop.search import Index, contents
@@ -25,8 +27,7 @@ from spark_jax.types import Task
 
 PACKED = os.environ.get("WEBSHOP_PACKED", "")
 DOCUMENTS, ATTRIBUTES = "documents_1k.json.xz", "items_ins_v2_1000.json"
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "lucene.json"  # make_lucene_golden.py
-LUCENE = json.loads(GOLDEN.read_text(encoding="utf-8"))
+LUCENE = json.loads(LUCENE_FILE.read_text(encoding="utf-8"))
 needs_packed = pytest.mark.skipif(
     not PACKED, reason=f"WEBSHOP_PACKED does not point at a folder with {DOCUMENTS}"
 )

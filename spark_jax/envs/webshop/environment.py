@@ -30,8 +30,8 @@ from spark_jax.envs.webshop.reward import Reward, reward
 from spark_jax.envs.webshop.search import Index
 from spark_jax.types import Start, StepResult, Task, UserError
 
-# As the original reads it: no "[" inside, what follows the last "]" is not looked at.
 REFUSED = "that is not on this page."  # the short style's answer to what means nothing here
+# As the original reads it: no "[" inside, what follows the last "]" is not looked at.
 _ACTION = re.compile(r"\s*(search|click)\[([^\[]+)\]")
 
 

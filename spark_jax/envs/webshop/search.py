@@ -17,7 +17,8 @@ import Stemmer
 
 from spark_jax.envs.webshop.catalogue import Product
 
-K1, B = np.float32(0.9), np.float32(0.4)  # Lucene counts in single precision
+# Lucene counts in single precision.
+K1, B, _ONE = np.float32(0.9), np.float32(0.4), np.float32(1)
 STOP_WORDS = frozenset(
     "a an and are as at be but by for if in into is it no not of on or such that the their then "
     "there these they this to was will with".split()
@@ -37,13 +38,13 @@ _EMOJI = (  # Extended_Pictographic of Unicode 12
     "\U0001f848-\U0001f84f\U0001f85a-\U0001f85f\U0001f888-\U0001f88f\U0001f8ae-\U0001f8ff"
     "\U0001f90c-\U0001f93a\U0001f93c-\U0001f945\U0001f947-\U0001faff"
 )
+_SIGN = "぀-ゟ㐀-䶿一-鿿"  # each is a word by itself
 _LETTER = r"[^\W\d_]"
 _ONE_EMOJI = f"[{_EMOJI}][\ufe0f\U0001f3fb-\U0001f3ff]*"
 _WORD = re.compile(
     f"{_ONE_EMOJI}(?:\u200d{_ONE_EMOJI})*"
     "|[\U0001f1e6-\U0001f1ff]{2}"  # a flag
-    "|[぀-ゟ㐀-䶿一-鿿]"  # such signs are words by themselves
-    r"|(?:[^\W぀-ゟ㐀-䶿一-鿿]"
+    rf"|[{_SIGN}]|(?:[^\W{_SIGN}]"
     rf"|[{_MID_BOTH}{_MID_LETTER}](?={_LETTER})(?<={_LETTER}.)"
     rf"|[{_MID_BOTH}{_MID_DIGIT}](?=\d)(?<=\d.)"
     "|(?<=\\w)[\u0300-\u036f\u200d\ufe0f])+"
@@ -74,8 +75,8 @@ class Index:
             for word, pair in postings.items()
         }
         rounded = np.array([rounded_length(length) for length in lengths], np.float32)
-        mean, one = np.float32(sum(lengths) / len(lengths)), np.float32(1)
-        self._factor = one / (K1 * ((one - B) + B * rounded / mean))
+        mean = np.float32(sum(lengths) / len(lengths))
+        self._factor = _ONE / (K1 * ((_ONE - B) + B * rounded / mean))
 
     def terms(self, text: str) -> list[str]:
         """Stems of a text's words, without the stop words."""
@@ -104,10 +105,9 @@ class Index:
                 continue
             found, count = self._postings[word]
             idf = math.log(1 + (len(scores) - len(found) + 0.5) / (len(found) + 0.5))
-            weight, one = np.float32(times) * np.float32(idf), np.float32(1)
-            scores[found] += weight - weight / (
-                one + count.astype(np.float32) * self._factor[found]
-            )
+            weight = np.float32(times) * np.float32(idf)
+            saturation = _ONE + count.astype(np.float32) * self._factor[found]
+            scores[found] += weight - weight / saturation
         scores = scores.astype(np.float32)
         hits = np.flatnonzero(scores)
         if len(hits) > most:
