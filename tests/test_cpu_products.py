@@ -22,9 +22,7 @@ def rounded(x):
 
 
 @needs_native
-@pytest.mark.parametrize(
-    "dtype,best", [("float32", 2), *(("bfloat16", best) for best in (2, 1, 0))]
-)
+@pytest.mark.parametrize("dtype,best", KINDS)
 @pytest.mark.parametrize("inputs,outputs", [(1, 1), (37, 50), (64, 16), (128, 70), (66, 128)])
 def test_products(dtype, best, inputs, outputs):
     """Rows and blocks of outputs that fill the registers and that do not; what lies behind a row
@@ -33,7 +31,7 @@ def test_products(dtype, best, inputs, outputs):
     packed = pack(jnp.asarray(w), dtype)
     assert packed.shape == packed_shape(inputs, outputs, dtype)
     run = jax.jit(functools.partial(multiply, outputs=outputs, best=best))
-    for rows in (1, 2, 3, 8, 11, 16, 17, 32, 41):
+    for rows in (*range(1, 12), 16, 17, 23, 32, 41):
         x = numbers(rows, rows, inputs)
         wanted = x.astype(np.float64) @ w
         if dtype == "bfloat16":
@@ -50,6 +48,24 @@ def test_large_products_share_their_work_among_threads():
         first = np.asarray(multiply(x, packed, 2000))
         for _ in range(20):
             np.testing.assert_array_equal(multiply(x, packed, 2000), first)
+
+
+@needs_native
+@pytest.mark.parametrize("dtype,best", KINDS)
+def test_rows_that_nobody_wants_are_zero_and_change_no_other(dtype, best):
+    """Many outputs, so that a thread goes from blocks to blocks and fetches ahead."""
+    w = numbers(1, 70, 1000)
+    packed = pack(jnp.asarray(w), dtype)
+    run = jax.jit(functools.partial(multiply, outputs=1000, best=best))
+    for rows in (1, 9, 21, 40):
+        x = numbers(rows, rows, 70)
+        wanted = np.random.default_rng(rows).random(rows) < 0.6
+        some = np.asarray(run(x, packed, wanted_N=wanted))
+        assert (some[~wanted] == 0).all()
+        right = (rounded(x) if dtype == "bfloat16" else x).astype(np.float64)
+        right = right @ (rounded(w) if dtype == "bfloat16" else w)
+        np.testing.assert_allclose(some[wanted], right[wanted], rtol=1e-5, atol=2e-5)
+        assert (np.asarray(run(x, packed, wanted_N=np.zeros(rows, bool))) == 0).all()
 
 
 @needs_native

@@ -40,10 +40,10 @@ class LaidOutDense(nn.Module):
     use_bias: bool
     dtype: jnp.dtype
 
-    def __call__(self, x_ND: jax.Array) -> jax.Array:
+    def __call__(self, x_ND: jax.Array, wanted_N: jax.Array | None) -> jax.Array:
         kernel = self.get_variable("params", "kernel")
         if self.layout == "packed":
-            y_NF = multiply(x_ND, kernel, self.features).astype(self.dtype)
+            y_NF = multiply(x_ND, kernel, self.features, wanted_N).astype(self.dtype)
         else:
             y_NF = weights_on_the_left(kernel.astype(self.dtype), x_ND.astype(self.dtype))
         if self.use_bias:
@@ -52,9 +52,15 @@ class LaidOutDense(nn.Module):
 
 
 def products(
-    config: ModelConfig, layout: Layout, x_ND: jax.Array, features: Mapping[str, int], bias: bool
+    config: ModelConfig,
+    layout: Layout,
+    x_ND: jax.Array,
+    wanted_N: jax.Array | None,
+    features: Mapping[str, int],
+    bias: bool,
 ) -> list[jax.Array]:
-    """One product [N, features] of `x_ND` for each name, inside a compact module."""
+    """One product [N, features] of `x_ND` for each name, inside a compact module. Rows that are not
+    in `wanted_N` may be anything."""
     dtype = jnp.dtype(config.dtype)
     if layout == "plain":
         return [
@@ -70,7 +76,8 @@ def products(
         ]
     together = {"_".join(features): sum(features.values())} if layout == "packed" else features
     out = [
-        LaidOutDense(layout, size, bias, dtype, name=name)(x_ND) for name, size in together.items()
+        LaidOutDense(layout, size, bias, dtype, name=name)(x_ND, wanted_N)
+        for name, size in together.items()
     ]
     if layout == "turned":
         return out

@@ -88,12 +88,18 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_ND: jax.Array, cos: jax.Array, sin: jax.Array, kv: Any, attend: Attend
+        self,
+        x_ND: jax.Array,
+        cos: jax.Array,
+        sin: jax.Array,
+        kv: Any,
+        attend: Attend,
+        wanted_N: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         c = self.config
 
         def multiplied(x_ND: jax.Array, bias: bool = False, **features: int) -> list[jax.Array]:
-            return products(c, self.layout, x_ND, features, bias)
+            return products(c, self.layout, x_ND, wanted_N, features, bias)
 
         h_ND = RMSNorm(c, name="attention_norm")(x_ND)
         q, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
@@ -123,7 +129,12 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens_N: jax.Array, position_N: jax.Array, attend: Attend, kv: Any
+        self,
+        tokens_N: jax.Array,
+        position_N: jax.Array,
+        attend: Attend,
+        kv: Any,
+        wanted_N: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         c = self.config
         x_ND = Embedding(c, name="embed")(tokens_N)
@@ -135,7 +146,7 @@ class Decoder(nn.Module):
                 x_ND = self._recomputed_layer(f"layers_{i}", x_ND, cos, sin, attend)
             else:
                 layer = Layer(c, self.layout, name=f"layers_{i}")
-                x_ND, kv_layer = layer(x_ND, cos, sin, kv_layer, attend)
+                x_ND, kv_layer = layer(x_ND, cos, sin, kv_layer, attend, wanted_N)
             new_kv.append(kv_layer)
         hidden_ND = RMSNorm(c, name="final_norm")(x_ND)
         if not c.tied and self.layout == "plain":  # nobody initialises the others
@@ -197,6 +208,7 @@ def forward(
     kv: tuple[Any, ...] | None = None,
     remat: bool = False,
     layout: Layout = "plain",
+    wanted_N: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...] | None]:
     """Hidden states [N, D] (final norm applied, compute dtype) of flattened tokens, and new `kv`.
 
@@ -210,20 +222,26 @@ def forward(
       kv: one pytree per layer for `attend`, or None (then `attend` gets None).
       remat: recompute each layer in the backward pass instead of keeping its activations.
       layout: of `params` (models/layouts.py); only "plain" with `remat`.
+      wanted_N: tokens whose states are wanted (default: all). Those of others may be anything; with
+        packed weights their products are left out.
     """
     return Decoder(config, remat, layout).apply(
-        {"params": params}, tokens_N, position_N, attend, kv
+        {"params": params}, tokens_N, position_N, attend, kv, wanted_N
     )
 
 
 def unembed(
-    params: Params, config: ModelConfig, hidden_MD: jax.Array, layout: Layout = "plain"
+    params: Params,
+    config: ModelConfig,
+    hidden_MD: jax.Array,
+    layout: Layout = "plain",
+    wanted_M: jax.Array | None = None,
 ) -> jax.Array:
-    """Logits [M, V], accumulated and returned in float32. `layout` as in `forward`."""
+    """Logits [M, V], accumulated and returned in float32. `layout`, `wanted_M` as in `forward`."""
     dtype = jnp.dtype(config.dtype)
     hidden_MD = hidden_MD.astype(dtype)
     if layout == "packed":
-        return multiply(hidden_MD, params["unembed"]["kernel"], config.vocab_size)
+        return multiply(hidden_MD, params["unembed"]["kernel"], config.vocab_size, wanted_M)
     if config.tied:
         table_VD = params["embed"]["embedding"].astype(dtype)
     elif layout == "turned":

@@ -335,6 +335,9 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* 
     return unit < shared ? unit * d.lists[0].rows
                          : shared * d.lists[0].rows + (unit - shared);
   };
+  auto seen_by = [&](const TileList& list, int u, int row) {  // tokens; `row` may be none
+    return row < d.B ? std::min(d.length_B[row] - list.start_U[u], list.tokens_U[u]) : 0;
+  };
   float* parts = scratch(size_t(place(units)) * d.H * size, 0);
   int64_t tokens = int64_t(d.B) * d.recent;
   for (int kind = 0; kind < 2; ++kind)
@@ -352,13 +355,12 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* 
     float* scores = sum + most;
     std::vector<int> seen(most), of(rows);
     std::vector<const T*> k_runs(pages), v_runs(pages);
-    int found = 0;  // rows of this tile
+    int found = 0;  // rows that see something of this tile
     for (int r = 0; r < rows; ++r) {
       const int row = in_pages ? list.row_UR[u * rows + r] : unit - tiles;
-      if (row >= d.B) continue;
-      const int all = in_pages ? list.tokens_U[u] : d.recent;
-      const int some = in_pages ? std::min(d.length_B[row] - list.start_U[u], all) : all;
-      std::fill_n(seen.begin() + found * G, G, std::max(some, 0));
+      const int some = in_pages ? seen_by(list, u, row) : d.recent;
+      if (some <= 0) continue;
+      std::fill_n(seen.begin() + found * G, G, some);
       of[found++] = r;
     }
     for (int k = 0; k < d.K; ++k) {
@@ -402,14 +404,14 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* 
   std::vector<std::vector<int>> mine(d.B);
   for (int unit = 0; unit < units; ++unit) {
     if (unit >= tiles) {
-      mine[unit - tiles].push_back(place(unit));
+      if (d.recent > 0) mine[unit - tiles].push_back(place(unit));
       continue;
     }
     const TileList& list = d.lists[unit < shared ? 0 : 1];
     const int u = unit < shared ? unit : unit - shared;
     for (int r = 0; r < list.rows; ++r) {
       const int row = list.row_UR[u * list.rows + r];
-      if (row < d.B) mine[row].push_back(place(unit) + r);
+      if (seen_by(list, u, row) > 0) mine[row].push_back(place(unit) + r);
     }
   }
   in_parallel(pool, d.B, worth, [&](int row) {

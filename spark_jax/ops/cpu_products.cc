@@ -5,8 +5,11 @@
 // order in which they are read (`pack` in ops/cpu_products.py):
 //   float32   w[F/16][D][16]
 //   bfloat16  w[F/16][D/2][16][2], D padded with zeros to 32
-// so that a block is one stream, and is read once for all rows. XLA would take bfloat16 apart into
-// a copy in float32, and gives a product of few rows to one core.
+// so that a block is one stream, and is read once for all rows. While a few blocks are multiplied
+// the next ones are fetched, so that memory and multipliers work at the same time. XLA would take
+// bfloat16 apart into a copy in float32, and gives a product of few rows to one core.
+//
+// Rows that nobody wants (padding, rows whose response is over) cost nothing and come out as 0.
 //
 // With bfloat16 weights activations are rounded to bfloat16 too, as tile registers (AMX) and dot
 // products (AVX-512) take them; other processors compute the same sums in float32. The attribute
@@ -34,7 +37,8 @@ constexpr int kManyRows = 16; // that a tile register holds
 struct Product {
   const void* x;  // [N, width], as the kernel at hand wants it
   const void* w;
-  float* y_NF;
+  float* y;             // [rows, F]
+  const int32_t* to_N;  // row of y that is the result of a row of x
   int N, D, F;
   int width;  // of a row of x
   int blocks() const { return (F + kLanes - 1) / kLanes; }
@@ -43,7 +47,30 @@ struct Product {
 
 inline void put(const Product& p, int row, int block, const float* sums) {
   const int first = block * kLanes, count = std::min(kLanes, p.F - first);
-  std::memcpy(p.y_NF + int64_t(row) * p.F + first, sums, count * sizeof(float));
+  std::memcpy(p.y + int64_t(p.to_N[row]) * p.F + first, sums, count * sizeof(float));
+}
+
+// What is fetched from memory while something else is multiplied, some cache lines a step.
+struct Ahead {
+  const char* from = nullptr;
+  int lines = 0;  // a step
+  void fetch(int step) const {
+    for (int i = 0; i < lines; ++i)
+      __builtin_prefetch(from + (int64_t(step) * lines + i) * 64, 0, 2);
+  }
+};
+
+// f(first block, blocks, whether more follow) for all blocks, `wide` at a time. A thread goes from
+// one to the next in memory, so that it can fetch what comes next.
+template <typename F>
+void by_blocks(ffi::ThreadPool& pool, const Product& p, int wide, const F& f) {
+  const int units = (p.blocks() + wide - 1) / wide;
+  const int spans = std::min<int>(units, 2 * std::max<int>(1, int(pool.num_threads())));
+  in_parallel(pool, spans, p.worth(), [&](int span) {
+    const int end = int(int64_t(units) * (span + 1) / spans);
+    for (int unit = int(int64_t(units) * span / spans); unit < end; ++unit)
+      f(unit * wide, std::min(wide, p.blocks() - unit * wide), unit + 1 < end);
+  });
 }
 
 // ---- vector registers: V blocks of outputs for R rows at a time
@@ -68,16 +95,18 @@ inline Lanes next_sum(Lanes sum, const BFloat16* w, const BFloat16* x) {
 #endif
 
 template <int V, int R, typename X, typename W>
-void in_registers(const Product& p, int row, int block) {
+void in_registers(const Product& p, int row, int block, const Ahead& ahead) {
   constexpr int kDeep = sizeof(W) == 2 ? 2 : 1;  // entries of x that one step takes
   const int64_t of_block = int64_t(p.width) * kLanes;
   const X* x = static_cast<const X*>(p.x) + int64_t(row) * p.width;
   const W* w = static_cast<const W*>(p.w) + block * of_block;
   Lanes sum[R][V] = {};
-  for (int d = 0; d < p.width; d += kDeep)
+  for (int d = 0; d < p.width; d += kDeep) {
+    ahead.fetch(d / kDeep);
     for (int v = 0; v < V; ++v)
       for (int r = 0; r < R; ++r)
         sum[r][v] = next_sum(sum[r][v], w + v * of_block + d * kLanes, x + r * p.width + d);
+  }
   for (int r = 0; r < R; ++r)
     for (int v = 0; v < V; ++v)
       put(p, row + r, block + v, reinterpret_cast<const float*>(&sum[r][v]));
@@ -89,21 +118,35 @@ constexpr int kBlocks = 3, kRows = 8;  // 24 sums in 32 registers
 constexpr int kBlocks = 1, kRows = 4;
 #endif
 
+// `rows` rows, R or fewer, of V blocks.
+template <int V, int R, typename X, typename W>
+void some_rows(const Product& p, int row, int rows, int block, const Ahead& ahead) {
+  if (rows == R) return in_registers<V, R, X, W>(p, row, block, ahead);
+  if constexpr (R > 1) some_rows<V, R - 1, X, W>(p, row, rows, block, ahead);
+}
+
+// All rows of V blocks, in passes of about as many rows each: few would not keep the multipliers
+// busy.
 template <int V, typename X, typename W>
-void blocks_in_registers(const Product& p, int block) {
-  int row = 0;
-  for (; row + kRows <= p.N; row += kRows) in_registers<V, kRows, X, W>(p, row, block);
-  for (; row + 2 <= p.N; row += 2) in_registers<V, 2, X, W>(p, row, block);
-  if (row < p.N) in_registers<V, 1, X, W>(p, row, block);
+void all_rows(const Product& p, int block, bool more) {
+  const int passes = (p.N + kRows - 1) / kRows;
+  const int lines = (V + passes - 1) / passes;  // V lines of weights are a step of V blocks
+  const int64_t bytes = int64_t(p.width) * kLanes * sizeof(W);
+  const char* next = static_cast<const char*>(p.w) + (block + V) * bytes;
+  for (int pass = 0, row = 0; pass < passes; ++pass) {
+    const int rows = (p.N - row + passes - pass - 1) / (passes - pass);
+    Ahead ahead;
+    if (more && pass * lines < V) ahead = {next + pass * lines * bytes, lines};
+    some_rows<V, kRows, X, W>(p, row, rows, block, ahead);
+    row += rows;
+  }
 }
 
 template <typename X, typename W>
 void vector_product(ffi::ThreadPool& pool, const Product& p) {
-  const int units = (p.blocks() + kBlocks - 1) / kBlocks;
-  in_parallel(pool, units, p.worth(), [&](int unit) {
-    const int first = unit * kBlocks, end = std::min(first + kBlocks, p.blocks());
-    if (end - first == kBlocks) return blocks_in_registers<kBlocks, X, W>(p, first);
-    for (int block = first; block < end; ++block) blocks_in_registers<1, X, W>(p, block);
+  by_blocks(pool, p, kBlocks, [&](int first, int count, bool more) {
+    if (count == kBlocks) return all_rows<kBlocks, X, W>(p, first, more);
+    for (int block = first; block < first + count; ++block) all_rows<1, X, W>(p, block, false);
   });
 }
 
@@ -134,7 +177,7 @@ struct Tiles {
 
 // `A` tiles of rows (1 or 2) times `B` blocks (1, 2; 4 with one tile of rows).
 template <int A, int B>
-void in_tiles(const Product& p, int row, int block) {
+void in_tiles(const Product& p, int row, int block, const Ahead& ahead) {
   const int64_t of_block = int64_t(p.width) * kLanes;
   const BFloat16* x = static_cast<const BFloat16*>(p.x) + int64_t(row) * p.width;
   const BFloat16* w = static_cast<const BFloat16*>(p.w) + block * of_block;
@@ -145,6 +188,7 @@ void in_tiles(const Product& p, int row, int block) {
   _tile_zero(3);
   for (int d = 0; d < p.width; d += kPad) {
     const BFloat16* here = w + d * kLanes;
+    ahead.fetch(d / kPad);
     _tile_loadd(4, x + d, stride);
     if (A == 2) _tile_loadd(5, x + kManyRows * p.width + d, stride);
     _tile_loadd(6, here, 64);
@@ -178,20 +222,22 @@ void in_tiles(const Product& p, int row, int block) {
 
 void tile_product(ffi::ThreadPool& pool, const Product& p) {
   const int wide = p.N <= kManyRows ? 4 : 2;
-  in_parallel(pool, (p.blocks() + wide - 1) / wide, p.worth(), [&](int unit) {
+  const int64_t bytes = int64_t(p.width) * kLanes * sizeof(BFloat16);
+  by_blocks(pool, p, wide, [&](int first, int count, bool more) {
     Tiles tiles;
-    const int first = unit * wide, count = std::min(wide, p.blocks() - first);
-    if (count == 4) return in_tiles<1, 4>(p, 0, first);
+    Ahead ahead;  // a step reads a tile of each block, sixteen lines
+    if (more) ahead = {static_cast<const char*>(p.w) + (first + wide) * bytes, 16 * wide};
+    if (count == 4) return in_tiles<1, 4>(p, 0, first, ahead);
     int row = 0;
-    for (; row + kManyRows < p.N; row += 2 * kManyRows) {
+    for (; row + kManyRows < p.N; row += 2 * kManyRows, ahead = {}) {
       if (count == 2)
-        in_tiles<2, 2>(p, row, first);
+        in_tiles<2, 2>(p, row, first, ahead);
       else
-        in_tiles<2, 1>(p, row, first);
+        in_tiles<2, 1>(p, row, first, ahead);
     }
     if (row >= p.N) return;
-    if (count == 2) return in_tiles<1, 2>(p, row, first);
-    for (int block = first; block < first + count; ++block) in_tiles<1, 1>(p, row, block);
+    if (count == 2) return in_tiles<1, 2>(p, row, first, ahead);
+    for (int block = first; block < first + count; ++block) in_tiles<1, 1>(p, row, block, {});
   });
 }
 
@@ -207,32 +253,53 @@ inline BFloat16 rounded(float x) {  // to nearest, ties to even
 inline void round_to(float x, BFloat16* to) { *to = rounded(x); }
 inline void round_to(float x, float* to) { *to = wide(rounded(x)); }
 
-// [rows, width], rounded and padded with zeros.
+// The rows of x that are wanted, rounded and padded with zeros: [rows, width].
 template <typename X>
-X* rounded_rows(const float* x_ND, int N, int D, int rows, int width) {
-  X* out = reinterpret_cast<X*>(scratch(size_t(rows) * width * sizeof(X) / sizeof(float), 0));
-  for (int n = 0; n < N; ++n) {
-    for (int d = 0; d < D; ++d) round_to(x_ND[int64_t(n) * D + d], out + int64_t(n) * width + d);
-    std::memset(static_cast<void*>(out + int64_t(n) * width + D), 0, (width - D) * sizeof(X));
+X* rounded_rows(const Product& p, const float* x_ND, int rows) {
+  X* out = reinterpret_cast<X*>(scratch(size_t(rows) * p.width * sizeof(X) / sizeof(float), 0));
+  for (int n = 0; n < p.N; ++n) {
+    const float* from = x_ND + int64_t(p.to_N[n]) * p.D;
+    X* to = out + int64_t(n) * p.width;
+    for (int d = 0; d < p.D; ++d) round_to(from[d], to + d);
+    std::memset(static_cast<void*>(to + p.D), 0, (p.width - p.D) * sizeof(X));
   }
-  std::memset(static_cast<void*>(out + int64_t(N) * width), 0,
-              size_t(rows - N) * width * sizeof(X));
+  std::memset(static_cast<void*>(out + int64_t(p.N) * p.width), 0,
+              size_t(rows - p.N) * p.width * sizeof(X));
+  return out;
+}
+
+// The rows of x that are wanted, side by side.
+const float* wanted_rows(const Product& p, const float* x_ND, int rows) {
+  if (p.N == rows) return x_ND;
+  float* out = scratch(size_t(p.N) * p.D, 0);
+  for (int n = 0; n < p.N; ++n)
+    std::copy_n(x_ND + int64_t(p.to_N[n]) * p.D, p.D, out + int64_t(n) * p.D);
   return out;
 }
 
 constexpr char kBest[] = "best";
 
-ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w,
+ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffer w, Ints wanted,
                     ffi::Result<ffi::Buffer<ffi::F32>> y,
                     ffi::Attr<int32_t, kBest> best) {
+  const int rows = int(x.dimensions()[0]);
   Product p{};
-  p.N = int(x.dimensions()[0]);
   p.D = int(x.dimensions()[1]);
   p.F = int(y->dimensions()[1]);
   p.w = w.untyped_data();
-  p.y_NF = y->typed_data();
+  p.y = y->typed_data();
+  std::vector<int32_t> to;
+  for (int n = 0; n < rows; ++n) {
+    if (wanted.typed_data()[n])
+      to.push_back(n);
+    else
+      std::fill_n(p.y + int64_t(n) * p.F, p.F, 0.0f);
+  }
+  p.N = int(to.size());
+  p.to_N = to.data();
+  if (!p.N) return ffi::Error::Success();
   if (w.element_type() == ffi::F32) {
-    p.x = x.typed_data();
+    p.x = wanted_rows(p, x.typed_data(), rows);
     p.width = p.D;
     vector_product<float, float>(pool, p);
     return ffi::Error::Success();
@@ -242,20 +309,20 @@ ffi::Error Multiply(ffi::ThreadPool pool, ffi::Buffer<ffi::F32> x, ffi::AnyBuffe
   p.width = (p.D + kPad - 1) / kPad * kPad;
 #if defined(__AMX_BF16__)
   if (*best >= 2 && has_tiles()) {
-    const int rows = (p.N + 2 * kManyRows - 1) / (2 * kManyRows) * 2 * kManyRows;
-    p.x = rounded_rows<BFloat16>(x.typed_data(), p.N, p.D, rows, p.width);
+    const int padded = (p.N + 2 * kManyRows - 1) / (2 * kManyRows) * 2 * kManyRows;
+    p.x = rounded_rows<BFloat16>(p, x.typed_data(), padded);
     tile_product(pool, p);
     return ffi::Error::Success();
   }
 #endif
 #if defined(__AVX512BF16__)
   if (*best >= 1) {
-    p.x = rounded_rows<BFloat16>(x.typed_data(), p.N, p.D, p.N, p.width);
+    p.x = rounded_rows<BFloat16>(p, x.typed_data(), p.N);
     vector_product<BFloat16, BFloat16>(pool, p);
     return ffi::Error::Success();
   }
 #endif
-  p.x = rounded_rows<float>(x.typed_data(), p.N, p.D, p.N, p.width);
+  p.x = rounded_rows<float>(p, x.typed_data(), p.N);
   vector_product<float, BFloat16>(pool, p);
   return ffi::Error::Success();
 }

@@ -29,16 +29,25 @@ def pack(kernel_DF: jax.Array, dtype) -> jax.Array:
     return x.transpose(2, 0, 3, 1).reshape(shape)
 
 
-def multiply(x_ND: jax.Array, packed: jax.Array, outputs: int, best: int = 2) -> jax.Array:
+def multiply(
+    x_ND: jax.Array,
+    packed: jax.Array,
+    outputs: int,
+    wanted_N: jax.Array | None = None,
+    best: int = 2,
+) -> jax.Array:
     """x @ kernel [N, outputs], float32, of a kernel that was packed. Beside bfloat16 weights x is
     rounded to bfloat16; sums are float32 either way. `cpu_kernels.load` has to have returned "".
 
+    `wanted_N`: rows that matter (default: all); the others are 0, and cost nothing.
     `best`: instructions for bfloat16 that may be used where the processor has them; 2 tile
     registers, 1 dot products, 0 neither.
     """
     wanted = packed_shape(x_ND.shape[1], outputs, packed.dtype)
     if packed.shape != wanted:
         raise ValueError(f"packed weights are of shape {packed.shape}, not {wanted}")
-    y_NF = jax.ShapeDtypeStruct((x_ND.shape[0], outputs), jnp.float32)
+    rows = x_ND.shape[0]
+    y_NF = jax.ShapeDtypeStruct((rows, outputs), jnp.float32)
+    wanted_N = jnp.ones(rows, jnp.int32) if wanted_N is None else wanted_N.astype(jnp.int32)
     call = jax.ffi.ffi_call("spark_multiply", y_NF)
-    return call(x_ND.astype(jnp.float32), packed, best=np.int32(best))
+    return call(x_ND.astype(jnp.float32), packed, wanted_N, best=np.int32(best))

@@ -103,7 +103,10 @@ def prefill(
 
     params, layout = weights.of(G * T)
     token_N, position_N = token_GT.reshape(-1), position_GT.reshape(-1)
-    _, kv = forward(params, config, token_N, position_N, attend, kv, layout=layout)
+    _, kv = forward(
+        params, config, token_N, position_N, attend, kv,
+        layout=layout, wanted_N=valid_GT.reshape(-1),
+    )  # fmt: skip
     return kv
 
 
@@ -160,16 +163,18 @@ def decode_chunk(
         def attend(q_BHC, k_BKC, v_BKC, layer):
             (k_BKXC, v_BKXC), source = layer
             k_BKXC, v_BKXC = put(k_BKXC, np.s_[:, :, i], k_BKC), put(v_BKXC, np.s_[:, :, i], v_BKC)
+            length_B = jnp.where(active_B, begin_B, 0)
             out_BHC, _ = tile_attention(
-                q_BHC, source, rows.tiles, begin_B, (k_BKXC, v_BKXC, i + 1), backend
+                q_BHC, source, rows.tiles, length_B, (k_BKXC, v_BKXC, i + 1), backend
             )
             return out_BHC, (k_BKXC, v_BKXC)
 
         layers = tuple(zip(recent, sources, strict=True))
         hidden_BD, recent = forward(
-            params, config, rows.token_B, rows.position_B, attend, layers, layout=layout
-        )
-        logits_BV = unembed(params, config, hidden_BD, layout)
+            params, config, rows.token_B, rows.position_B, attend, layers,
+            layout=layout, wanted_N=active_B,
+        )  # fmt: skip
+        logits_BV = unembed(params, config, hidden_BD, layout, active_B)
         token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)
         stop_B = jnp.where(active_B, stop_table_QV[rows.stop_B, token_B], rows.stop_B)
         ended_B = (stop_B == accept) | (token_B == end_of_turn)
