@@ -1,4 +1,4 @@
-"""Whether the C++ kernels can be built here."""
+"""Whether the C++ kernels can be built here, and pages as they want them."""
 
 import pytest
 
@@ -6,3 +6,10 @@ from spark_jax.ops import cpu_kernels
 
 needs_native = pytest.mark.skipif(bool(cpu_kernels.load()), reason=cpu_kernels.load())
 NATIVE = pytest.param("native", marks=needs_native)
+
+
+def arranged(k_PSKC, v_PSKC, backend):
+    """Pages of keys and of values as `backend` has them."""
+    if backend != "native":
+        return k_PSKC, v_PSKC
+    return k_PSKC.transpose(0, 2, 3, 1), v_PSKC.swapaxes(1, 2)

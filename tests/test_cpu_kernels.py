@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from native import needs_native
+from native import arranged, needs_native
 from test_tile_attention import attend_pages, forest
 
 from spark_jax.cache.tiles import make_tiles
@@ -55,7 +55,7 @@ def test_sizes_and_types(dtype, channels, heads, kv_heads):
 
     position_BT = np.maximum(length_B[:, None] - 1 - np.arange(5), 0).astype(np.int32)
     q = 3 * np.random.default_rng(1).normal(size=(32, 5, heads, channels)).astype(np.float32)
-    out, lse = paged_attention(q, k, v, table_BW, position_BT, "native")
+    out, lse = paged_attention(q, *arranged(k, v, "native"), table_BW, position_BT, "native")
     wanted, wanted_lse = reference(q, *wide, table_BW, position_BT)
     np.testing.assert_allclose(out[used], wanted[used], rtol=3e-5, atol=6e-6)
     np.testing.assert_allclose(lse[used], wanted_lse[used], rtol=3e-5)

@@ -3,11 +3,19 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from native import NATIVE
+from native import NATIVE, arranged
 
-from spark_jax.ops.paged_attention import gathered_attention, paged_attention
+from spark_jax.ops.bits import bits
+from spark_jax.ops.paged_attention import (
+    gathered_attention,
+    page_shapes,
+    paged_attention,
+    slots_of,
+    write_pages,
+)
 
 
 @pytest.mark.parametrize("heads,kv_heads", [(4, 2), (6, 1), (7, 1), (3, 3), (32, 1)])
@@ -25,8 +33,30 @@ def test_paged_attention_is_that_of_the_reference(backend, heads, kv_heads, slot
     position_BT[-1] = 0  # a row of padding
     wanted = jax.jit(gathered_attention)(q, k, v, table_BW, position_BT)
     attend = jax.jit(functools.partial(paged_attention, backend=backend))
-    for got, want in zip(attend(q, k, v, table_BW, position_BT), wanted, strict=True):
+    pages = arranged(k, v, backend)
+    for got, want in zip(attend(q, *pages, table_BW, position_BT), wanted, strict=True):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
+
+
+@pytest.mark.parametrize("backend", ["xla", NATIVE])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint16"])
+def test_new_tokens_are_written_where_they_belong(backend, dtype):
+    """And nothing else is; bfloat16 may be kept as bits."""
+    pages, slots, K, C, N = 7, 4, 2, 6, 9
+    rng = np.random.default_rng(0)
+    k, v = (np.array(jnp.asarray(x, dtype)) for x in rng.integers(0, 99, (2, pages, slots, K, C)))
+    k_new, v_new = rng.normal(size=(2, N, K, C)).astype(np.float32)
+    slot_N = rng.permutation(pages * slots)[:N].astype(np.int32)
+    before = arranged(jnp.asarray(k), jnp.asarray(v), backend)
+    assert tuple(x.shape for x in before) == page_shapes(pages, slots, K, C, backend)
+    assert slots_of(before[1], backend) == slots
+    write = jax.jit(functools.partial(write_pages, backend=backend), donate_argnums=0)
+    after = write(before, jnp.asarray(k_new), jnp.asarray(v_new), slot_N)
+    for x, new in ((k, k_new), (v, v_new)):
+        new = bits(jnp.asarray(new)) if dtype == "uint16" else jnp.asarray(new, dtype)
+        x.reshape(pages * slots, K, C)[slot_N] = new
+    for got, want in zip(after, arranged(k, v, backend), strict=True):
+        np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -9,9 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native import NATIVE
+from native import NATIVE, arranged
 
-from spark_jax.cache.tiles import SHARED_ROWS, Held, make_tiles, most_tiles, pages_of_tile
+from spark_jax.cache.tiles import (
+    SHARED_ROWS,
+    WORTH_NATIVE,
+    WORTH_TILES,
+    Held,
+    make_tiles,
+    most_tiles,
+    pages_of_tile,
+)
 from spark_jax.ops.paged_attention import gathered_attention, paged_attention
 from spark_jax.ops.tile_attention import Copies, Stale, TileCopies, copy_tiles, tile_attention
 
@@ -49,9 +57,9 @@ def attend_pages(q, k, v, tiles, length_B, recent=None, backend="xla"):
     pages unless they are given."""
     if recent is None:
         nothing = jnp.zeros((q.shape[0], k.shape[2], 1, k.shape[3]), k.dtype)
-        recent = nothing, nothing, 0
+        recent = nothing.swapaxes(2, 3), nothing, 0
     if backend != "xla":
-        return tile_attention(q, (k, v), tiles, length_B, recent, backend)
+        return tile_attention(q, arranged(k, v, backend), tiles, length_B, recent, backend)
     (_, slots, kv_heads, channels), pages = k.shape, tiles.own.page_UW.shape[1]
 
     def other(part):  # one place more than there are tiles
@@ -191,7 +199,7 @@ def test_more_rows_than_a_tile_takes_are_spread_over_several():
         (4, "xla"),
         (16, "xla"),
         (16, "pallas_interpret"),
-        pytest.param(16, "native", marks=NATIVE.marks),
+        *(pytest.param(slots, "native", marks=NATIVE.marks) for slots in (4, 16, 32)),
     ],
 )
 def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, slots, backend):
@@ -207,7 +215,8 @@ def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, s
         for b, table in enumerate(tables):
             table_BW[b, : len(table)] = table
             position_B[b] = rng.integers(0, len(table) * slots)  # the rest is not written yet
-        tiles = make_tiles(tables, B, most, slots, share)
+        worth = WORTH_NATIVE if backend == "native" else WORTH_TILES
+        tiles = make_tiles(tables, B, most, slots, share, worth)
         assert bool(tiles.shared.count) == share
         attend = jax.jit(functools.partial(attend_pages, backend=backend))
         length_B = np.where(np.arange(B) < rows, position_B + 1, 0)
@@ -278,9 +287,10 @@ def test_tokens_that_are_not_in_pages_yet_count_like_the_others(backend):
     k, v = rng.normal(size=(2, 1 + rows * most, slots, 2, 8)).astype(np.float32)
     q = rng.normal(size=(rows, 4, 8)).astype(np.float32)
     recent = rng.normal(size=(2, rows, 2, X, 8)).astype(np.float32)
+    k_BKCX, v_BKXC = recent[0].swapaxes(2, 3), recent[1]
     tiles = make_tiles(tables, rows, most, slots)
     attend = jax.jit(functools.partial(attend_pages, backend=backend))
-    out, lse = attend(q, k, v, tiles, length_B, (*recent, shown))
+    out, lse = attend(q, k, v, tiles, length_B, (k_BKCX, v_BKXC, shown))
     for b, table in enumerate(tables):  # the same row with all its tokens in pages
         both = [
             np.concatenate([pages[table].reshape(-1, 2, 8)[: length_B[b]], new[b].swapaxes(0, 1)])

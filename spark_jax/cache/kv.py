@@ -1,7 +1,8 @@
 """Device side of the paged KV cache: one pair of arrays per layer, written in place.
 
-`kv` is a tuple with one `(k_PSKC, v_PSKC)` per layer. It is donated to every program that writes
-it, so there is one copy of it on the device at any time.
+`kv` is a tuple with the pages of keys and of values of each layer, whose shapes depend on the
+backend of attention (`page_shapes`). It is donated to every program that writes it, so there is one
+copy of it on the device at any time.
 """
 
 from __future__ import annotations
@@ -13,24 +14,29 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spark_jax.models.config import ModelConfig
+from spark_jax.ops.backend import Backend
 from spark_jax.ops.bits import put
+from spark_jax.ops.paged_attention import page_shapes
 from spark_jax.ops.tile_attention import Copies, TileCopies
 
 Kv = tuple[tuple[jax.Array, jax.Array], ...]
 
 
-def init_kv(config: ModelConfig, pages: int, slots: int, dtype, sharding=None) -> Kv:
+def init_kv(
+    config: ModelConfig, pages: int, slots: int, dtype, sharding=None, backend: Backend = "xla"
+) -> Kv:
     """An empty cache of `pages` pages of `slots` tokens."""
-    shape = (pages, slots, config.kv_heads, config.head_dim)
+    keys, values = page_shapes(pages, slots, config.kv_heads, config.head_dim, backend)
 
-    def zeros():
+    def zeros(shape):
         return jnp.zeros(shape, dtype, device=sharding)
 
-    return tuple((zeros(), zeros()) for _ in range(config.layers))
+    return tuple((zeros(keys), zeros(values)) for _ in range(config.layers))
 
 
 def init_copies(kv: Kv, shared: int, own: int, tile_pages: int) -> tuple[TileCopies, ...]:
-    """Room of each layer for the copies of tiles of `tile_pages` pages, so many of each kind.
+    """Room of each layer for the copies of tiles of `tile_pages` pages, so many of each kind (the
+    kernels need none).
 
     It is placed as the cache is, in jax's sense of "committed" too: programs were compiled so.
     """

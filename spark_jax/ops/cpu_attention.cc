@@ -6,6 +6,9 @@
 //
 // Letters as everywhere: B rows, T new tokens of a row, H query heads, K key heads, G = H / K,
 // C channels, P pages, S slots of a page, X tokens, U tiles, R rows of a tile, M queries.
+//
+// Pages are k_PKCS and v_PKSC: what one head has of a page is one stream, in which sixteen keys lie
+// side by side, channel by channel. So scores need no sums over lanes, whatever the number of queries.
 
 #include <algorithm>
 #include <cmath>
@@ -17,22 +20,31 @@
 
 namespace {
 
-constexpr int kQueries = 4;     // that share one reading of a value
-constexpr int kMany = 8;        // queries from which on they are the lanes
-constexpr int kBlock = 128;     // tokens that a prefill looks at in one go
+#if defined(__AVX512F__)
+constexpr int kQueries = 6, kPieces = 4;  // 24 sums in 32 registers
+#else
+constexpr int kQueries = 3, kPieces = 1;
+#endif
+constexpr int kBlock = 128;  // tokens that a prefill looks at in one go
 
 inline void add_to(float* x, Lanes y) {
   y += load(x);
   std::memcpy(x, &y, sizeof y);
 }
 
-// Some tokens of one key head: runs of `slots` tokens, `stride` values apart.
+// Has memory bring `count` numbers.
+template <typename T>
+inline void fetch(const T* from, int count) {
+  for (int at = 0; at < count; at += 64 / int(sizeof(T))) __builtin_prefetch(from + at);
+}
+
+// Some tokens of one key head: runs of `slots` tokens, keys [C][slots] and values [slots][C].
 template <typename T>
 struct Tokens {
   const T* const* k_runs;
   const T* const* v_runs;
   int slots;
-  int stride;
+  int next;  // how far behind the keys the next ones are that will be looked at; 0: not known
 };
 
 // Queries of one key head with their softmax so far: the highest score, the sum of
@@ -46,244 +58,144 @@ struct Queries {
   float* out_MC;
 };
 
-#if defined(__AVX512F__)
-// Sums of neighbours, first those of `a`, then those of `b`.
-inline Lanes halved(Lanes a, Lanes b) {
-#if defined(__clang__)
-  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-         __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-#else
-  const Whole even = {0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30};
-  return __builtin_shuffle(a, b, even) + __builtin_shuffle(a, b, even + 1);
-#endif
-}
-#endif
+inline int padded(int tokens) { return (tokens + kLanes - 1) / kLanes * kLanes; }
 
-// Has memory bring C values.
-template <typename T, int C>
-inline void fetch(const T* x) {
-  for (size_t at = 0; at < C * sizeof(T); at += 64)
-    __builtin_prefetch(reinterpret_cast<const char*>(x) + at);
-}
-
-inline int padded(int queries) { return (queries + kLanes - 1) / kLanes * kLanes; }
-
-// Adds the weighted values of `most` tokens for N queries; the weight of token x for query n is
-// weights[x * by_token + n * by_query].
+// Scores of `most` tokens for N queries, [query][token] with `room` tokens a query. C is the number
+// of channels, or 0: then it is `dim`.
 template <typename T, int C, int N>
-void add_values(const float* weights, int by_token, int by_query, const Tokens<T>& tokens, int most,
+void score(const float* q_NC, const Tokens<T>& tokens, bool first_time, int most, float* scores,
+           int room, int dim) {
+  const int channels = C ? C : dim, slots = tokens.slots;
+  if (slots % kLanes == 0) {
+    const int pieces = (most + kLanes - 1) / kLanes;
+    for (int first = 0; first < pieces; first += kPieces) {
+      const T *key[kPieces], *value[kPieces];
+      for (int i = 0; i < kPieces; ++i) {
+        const int at = std::min(first + i, pieces - 1) * kLanes;
+        key[i] = tokens.k_runs[at / slots] + at % slots;
+        value[i] = tokens.v_runs[at / slots] + at % slots * channels;
+      }
+      Lanes dot[N][kPieces] = {};
+      for (int c = 0; c < channels; ++c) {
+        if (first_time)
+          for (int i = 0; i < kPieces; ++i) fetch(value[i] + c * kLanes, kLanes);
+        Lanes part[kPieces];
+        for (int i = 0; i < kPieces; ++i) part[i] = load(key[i] + int64_t(c) * slots);
+        for (int n = 0; n < N; ++n)
+          for (int i = 0; i < kPieces; ++i) dot[n][i] += q_NC[n * channels + c] * part[i];
+      }
+      for (int n = 0; n < N; ++n)
+        for (int i = 0; i < std::min(kPieces, pieces - first); ++i)
+          std::memcpy(scores + n * room + (first + i) * kLanes, &dot[n][i], sizeof(Lanes));
+    }
+    return;
+  }
+  for (int x = 0; x < most; ++x) {  // pages of an odd size
+    const T* key = tokens.k_runs[x / slots] + x % slots;
+    float dot[N] = {};
+    for (int c = 0; c < channels; ++c)
+      for (int n = 0; n < N; ++n) dot[n] += q_NC[n * channels + c] * wide(key[int64_t(c) * slots]);
+    for (int n = 0; n < N; ++n) scores[n * room + x] = dot[n];
+  }
+}
+
+// Turns the scores of a query into weights, exp(score - highest), 0 for those of `most` tokens that
+// it may not see.
+void weigh(const Queries& queries, int m, float* scores, int most, int channels) {
+  const int seen = queries.seen_M[m], whole = seen / kLanes * kLanes;
+  float high = queries.max_M[m];
+  if (whole) {
+    Lanes highest = load(scores);
+    for (int x = kLanes; x < whole; x += kLanes) {
+      const Lanes score = load(scores + x);
+      highest = score > highest ? score : highest;
+    }
+    for (int i = 0; i < kLanes; ++i) high = std::max(high, highest[i]);
+  }
+  for (int x = whole; x < seen; ++x) high = std::max(high, scores[x]);
+  Lanes sums = {};
+  for (int x = 0; x < whole; x += kLanes) {
+    const Lanes weight = exp_negative(load(scores + x) - high);
+    sums += weight;
+    std::memcpy(scores + x, &weight, sizeof weight);
+  }
+  float sum = 0;
+  for (int i = 0; i < kLanes; ++i) sum += sums[i];
+  for (int x = whole; x < seen; ++x) sum += scores[x] = exp_negative(scores[x] - high);
+  std::fill(scores + seen, scores + most, 0.0f);
+  const float shrink = exp_negative(queries.max_M[m] - high);
+  queries.max_M[m] = high;
+  queries.sum_M[m] = queries.sum_M[m] * shrink + sum;
+  for (int c = 0; c < channels; ++c) queries.out_MC[m * channels + c] *= shrink;
+}
+
+// Adds the weighted values of `most` tokens for N queries.
+template <typename T, int C, int N>
+void add_values(const float* weights, int room, const Tokens<T>& tokens, bool first_time, int most,
                 float* out_NC, int dim) {
   const int channels = C ? C : dim;
-  constexpr int kWide = C && C % (4 * kLanes) == 0 ? 4 : 1;  // registers for each query
+  constexpr int kWide = C && C % (4 * kLanes) == 0 && kPieces == 4 ? 4 : 1;  // sums of each query
   int at = 0;
   for (; at + kWide * kLanes <= channels; at += kWide * kLanes) {
     Lanes sum[N][kWide] = {};
     for (int first = 0, run = 0; first < most; first += tokens.slots, ++run) {
       const int end = std::min(tokens.slots, most - first);
-      for (int s = 0; s < end; ++s) {
-        const T* value = tokens.v_runs[run] + int64_t(s) * tokens.stride + at;
-        const float* weight = weights + (first + s) * by_token;
+      const T* value = tokens.v_runs[run] + at;
+      const T* next = first_time && tokens.next ? tokens.k_runs[run] + tokens.next + at : nullptr;
+      for (int s = 0; s < end; ++s, value += channels) {
+        if (next) fetch(next + s * channels, kWide * kLanes);
         Lanes part[kWide];
         for (int w = 0; w < kWide; ++w) part[w] = load(value + w * kLanes);
         for (int n = 0; n < N; ++n)
-          for (int w = 0; w < kWide; ++w) sum[n][w] += weight[n * by_query] * part[w];
+          for (int w = 0; w < kWide; ++w) sum[n][w] += weights[n * room + first + s] * part[w];
       }
     }
     for (int n = 0; n < N; ++n)
       for (int w = 0; w < kWide; ++w) add_to(out_NC + n * channels + at + w * kLanes, sum[n][w]);
   }
   for (; at < channels; ++at)  // what is left of an odd size
-    for (int first = 0, run = 0; first < most; first += tokens.slots, ++run)
-      for (int s = 0; s < std::min(tokens.slots, most - first); ++s) {
-        const float value = wide(tokens.v_runs[run][int64_t(s) * tokens.stride + at]);
-        for (int n = 0; n < N; ++n)
-          out_NC[n * channels + at] += weights[(first + s) * by_token + n * by_query] * value;
-      }
-}
-
-// ---- few queries: the channels of a key are the lanes
-
-// Scores of `most` tokens for N queries, [query][token] with `room` tokens a query.
-template <typename T, int C, int N>
-void score_few(const float* q_NC, const Tokens<T>& tokens, int most, float* scores, int room,
-               int dim) {
-#if defined(__AVX512F__)
-  if constexpr (C > 0) {
-    // Sixteen keys at a time, of which four are in registers. Their products are summed by halving
-    // all of them together: a sum over the lanes of each would take longer than the products.
-    constexpr int kWide = C / kLanes;
-    for (int begin = 0, run = 0; begin < most; begin += tokens.slots, ++run) {
-      const int end = std::min(tokens.slots, most - begin);
-      const bool more = begin + tokens.slots < most;
-      for (int s = 0; s < end; s += kLanes) {
-        Lanes fourth[4][N];
-        for (int j = 0; j < 4; ++j) {
-          Lanes dot[4][N];
-          for (int i = 0; i < 4; ++i) {  // the last ones may be done twice
-            const int64_t at = int64_t(std::min(s + 4 * j + i, end - 1)) * tokens.stride;
-            fetch<T, C>(tokens.v_runs[run] + at);
-            if (more) fetch<T, C>(tokens.k_runs[run + 1] + at);
-            const T* key = tokens.k_runs[run] + at;
-            for (int w = 0; w < kWide; ++w) {
-              const Lanes part = load(key + w * kLanes);
-              for (int n = 0; n < N; ++n) {
-                const Lanes product = load(q_NC + n * C + w * kLanes) * part;
-                dot[i][n] = w ? dot[i][n] + product : product;
-              }
-            }
-          }
-          for (int n = 0; n < N; ++n)
-            fourth[j][n] = halved(halved(dot[0][n], dot[1][n]), halved(dot[2][n], dot[3][n]));
-        }
-        for (int n = 0; n < N; ++n) {
-          const Lanes sums = halved(halved(fourth[0][n], fourth[1][n]),
-                                    halved(fourth[2][n], fourth[3][n]));
-          float* to = scores + n * room + begin + s;
-          if (end - s >= kLanes)
-            std::memcpy(to, &sums, sizeof sums);
-          else
-            std::memcpy(to, &sums, (end - s) * sizeof(float));
-        }
-      }
+    for (int x = 0; x < most; ++x) {
+      const float value = wide(tokens.v_runs[x / tokens.slots][x % tokens.slots * channels + at]);
+      for (int n = 0; n < N; ++n) out_NC[n * channels + at] += weights[n * room + x] * value;
     }
-    return;
-  }
-#endif
-  const int channels = C ? C : dim;
-  for (int begin = 0, run = 0; begin < most; begin += tokens.slots, ++run) {
-    const int end = std::min(tokens.slots, most - begin);
-    for (int s = 0; s < end; ++s) {
-      const T* key = tokens.k_runs[run] + int64_t(s) * tokens.stride;
-      float dot[N] = {};
-      for (int c = 0; c < channels; ++c)
-        for (int n = 0; n < N; ++n) dot[n] += q_NC[n * channels + c] * wide(key[c]);
-      for (int n = 0; n < N; ++n) scores[n * room + begin + s] = dot[n];
-    }
-  }
 }
 
 template <typename T, int C, int N>
-void look_at_few(const Queries& queries, int first, const Tokens<T>& tokens, float* scores,
-                 int room, int dim) {
+void look_for(const Queries& queries, int first, const Tokens<T>& tokens, float* scores, int room,
+              int dim) {
   const int channels = C ? C : dim;
+  const bool first_time = first == 0;  // then it fetches what comes next
   int most = 0;
   for (int n = 0; n < N; ++n) most = std::max(most, queries.seen_M[first + n]);
   if (!most) return;
-  score_few<T, C, N>(queries.q_MC + first * channels, tokens, most, scores, room, channels);
-  for (int n = 0; n < N; ++n) {
-    const int m = first + n, seen = queries.seen_M[m];
-    float* of = scores + n * room;
-    float high = queries.max_M[m];
-    for (int x = 0; x < seen; ++x) high = std::max(high, of[x]);
-    float sum = 0;
-    for (int x = 0; x < seen; ++x) {
-      of[x] = exp_negative(of[x] - high);
-      sum += of[x];
-    }
-    for (int x = seen; x < most; ++x) of[x] = 0;
-    const float shrink = exp_negative(queries.max_M[m] - high);
-    queries.max_M[m] = high;
-    queries.sum_M[m] = queries.sum_M[m] * shrink + sum;
-    for (int c = 0; c < channels; ++c) queries.out_MC[m * channels + c] *= shrink;
-  }
-  float* out_NC = queries.out_MC + first * channels;
-  add_values<T, C, N>(scores, 1, room, tokens, most, out_NC, channels);
+  score<T, C, N>(queries.q_MC + first * channels, tokens, first_time, most, scores, room, channels);
+  for (int n = 0; n < N; ++n) weigh(queries, first + n, scores + n * room, most, channels);
+  add_values<T, C, N>(scores, room, tokens, first_time, most, queries.out_MC + first * channels,
+                      channels);
 }
 
-// ---- many queries: they are the lanes
-
-// Scores of some tokens for N * kLanes queries, [token][query] with `by_token` queries a token.
+// N queries or fewer.
 template <typename T, int C, int N>
-void score_many(const float* q_CM, int by_channel, const Tokens<T>& tokens, int most, float* scores,
-                int by_token, int dim) {
-  const int channels = C ? C : dim;
-  constexpr int kKeys = 4;
-  for (int begin = 0, run = 0; begin < most; begin += tokens.slots, ++run) {
-    const int end = std::min(tokens.slots, most - begin);
-    for (int s = 0; s < end; s += kKeys) {
-      const T* key[kKeys];
-      for (int i = 0; i < kKeys; ++i)  // the last ones may be done twice
-        key[i] = tokens.k_runs[run] + int64_t(std::min(s + i, end - 1)) * tokens.stride;
-      Lanes dot[kKeys][N] = {};
-      for (int c = 0; c < channels; ++c) {
-        Lanes q[N];
-        for (int n = 0; n < N; ++n) q[n] = load(q_CM + c * by_channel + n * kLanes);
-        for (int i = 0; i < kKeys; ++i)
-          for (int n = 0; n < N; ++n) dot[i][n] += wide(key[i][c]) * q[n];
-      }
-      for (int i = 0; i < std::min(kKeys, end - s); ++i)
-        for (int n = 0; n < N; ++n)
-          std::memcpy(scores + (begin + s + i) * by_token + n * kLanes, &dot[i][n], sizeof(Lanes));
-    }
-  }
+void look_for_some(const Queries& queries, int first, int count, const Tokens<T>& tokens,
+                   float* scores, int room, int dim) {
+  if (count == N) return look_for<T, C, N>(queries, first, tokens, scores, room, dim);
+  if constexpr (N > 1)
+    look_for_some<T, C, N - 1>(queries, first, count, tokens, scores, room, dim);
 }
 
-template <typename T, int C>
-void look_at_many(const Queries& queries, const Tokens<T>& tokens, float* scores, int dim) {
-  const int channels = C ? C : dim, M = queries.count, lanes = padded(M);
-  int most = 0;
-  for (int m = 0; m < M; ++m) most = std::max(most, queries.seen_M[m]);
-  if (!most) return;
-  float* q_CM = scratch(size_t(channels) * lanes, 2);
-  for (int c = 0; c < channels; ++c)
-    for (int m = 0; m < lanes; ++m)
-      q_CM[c * lanes + m] = m < M ? queries.q_MC[m * channels + c] : 0.0f;
-  for (int m = 0; m < lanes;) {
-    const int left = (lanes - m) / kLanes;
-    const auto score = left >= 3   ? &score_many<T, C, 3>
-                       : left == 2 ? &score_many<T, C, 2>
-                                   : &score_many<T, C, 1>;
-    score(q_CM + m, lanes, tokens, most, scores + m, lanes, channels);
-    m += std::min(left, 3) * kLanes;
-  }
-  for (int m0 = 0; m0 < lanes; m0 += kLanes) {
-    Lanes high, sum = {}, zero = {};
-    Whole seen;
-    for (int m = 0; m < kLanes; ++m) {
-      seen[m] = m0 + m < M ? queries.seen_M[m0 + m] : 0;
-      high[m] = m0 + m < M ? queries.max_M[m0 + m] : 0.0f;
-    }
-    for (int x = 0; x < most; ++x) {
-      const Lanes score = load(scores + x * lanes + m0);
-      high = (seen > x) & (score > high) ? score : high;
-    }
-    for (int x = 0; x < most; ++x) {
-      float* at = scores + x * lanes + m0;
-      const Lanes weight = seen > x ? exp_negative(load(at) - high) : zero;
-      sum += weight;
-      std::memcpy(at, &weight, sizeof weight);
-    }
-    for (int m = 0; m < kLanes && m0 + m < M; ++m) {
-      const float shrink = exp_negative(queries.max_M[m0 + m] - high[m]);
-      queries.max_M[m0 + m] = high[m];
-      queries.sum_M[m0 + m] = queries.sum_M[m0 + m] * shrink + sum[m];
-      for (int c = 0; c < channels; ++c) queries.out_MC[(m0 + m) * channels + c] *= shrink;
-    }
-  }
-  int m = 0;
-  for (; m + kQueries <= M; m += kQueries)
-    add_values<T, C, kQueries>(scores + m, lanes, 1, tokens, most, queries.out_MC + m * channels,
-                               channels);
-  for (; m < M; ++m)
-    add_values<T, C, 1>(scores + m, lanes, 1, tokens, most, queries.out_MC + m * channels,
-                        channels);
-}
-
+// All queries, in passes of about as many each.
 template <typename T, int C>
 void look_sized(const Queries& queries, const Tokens<T>& tokens, float* scores, int room, int dim) {
-  if (queries.count >= kMany) return look_at_many<T, C>(queries, tokens, scores, dim);
-  int m = 0;
-  for (; m + kQueries <= queries.count; m += kQueries)
-    look_at_few<T, C, kQueries>(queries, m, tokens, scores, room, dim);
-  switch (queries.count - m) {
-    case 3: look_at_few<T, C, 3>(queries, m, tokens, scores, room, dim); break;
-    case 2: look_at_few<T, C, 2>(queries, m, tokens, scores, room, dim); break;
-    case 1: look_at_few<T, C, 1>(queries, m, tokens, scores, room, dim); break;
+  const int passes = (queries.count + kQueries - 1) / kQueries;
+  for (int pass = 0, first = 0; pass < passes; ++pass) {
+    const int count = (queries.count - first + passes - pass - 1) / (passes - pass);
+    look_for_some<T, C, kQueries>(queries, first, count, tokens, scores, room, dim);
+    first += count;
   }
 }
 
-// Takes tokens into the softmax of the queries. `scores` has room for `room` tokens and
-// `padded(queries.count)` queries.
+// Takes tokens into the softmax of the queries. `scores` has room for kQueries times `room` tokens,
+// a multiple of kLanes.
 template <typename T>
 void look(const Queries& queries, const Tokens<T>& tokens, float* scores, int room, int channels) {
   switch (channels) {
@@ -324,8 +236,8 @@ struct Decoding {
 };
 
 template <typename T>
-void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* v_PSKC,
-            const T* k_BKXC, const T* v_BKXC) {
+void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PKCS, const T* v_PKSC,
+            const T* k_BKCX, const T* v_BKXC) {
   const int G = d.H / d.K, size = d.C + 2;  // a part: max, sum, out
   const float scale = 1.0f / std::sqrt(float(d.C));
   // One unit of work for each tile, then one for the recent tokens of each row. A part for each of
@@ -349,8 +261,8 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* 
     const TileList& list = d.lists[unit < shared ? 0 : 1];
     const int u = unit < shared ? unit : unit - shared;
     const int rows = in_pages ? list.rows : 1, pages = in_pages ? list.pages : 1;
-    const int slots = in_pages ? d.S : d.X, room = pages * slots, most = rows * G;
-    float* here = scratch(size_t(most) * (size + d.C) + padded(most) * room, 1);
+    const int slots = in_pages ? d.S : d.X, room = padded(pages * slots), most = rows * G;
+    float* here = scratch(size_t(most) * (size + d.C) + kQueries * room, 1);
     float *q = here, *out = q + most * d.C, *max = out + most * d.C, *sum = max + most;
     float* scores = sum + most;
     std::vector<int> seen(most), of(rows);
@@ -373,21 +285,13 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PSKC, const T* 
       std::fill_n(max, M, kLow);
       std::fill_n(sum, M, 0.0f);
       std::fill_n(out, M * d.C, 0.0f);
-      int stride;
-      if (in_pages) {
-        stride = d.K * d.C;
-        for (int w = 0; w < pages; ++w) {
-          const int64_t at = (int64_t(list.page_UW[u * pages + w]) * d.S * d.K + k) * d.C;
-          k_runs[w] = k_PSKC + at;
-          v_runs[w] = v_PSKC + at;
-        }
-      } else {
-        stride = d.C;
-        const int64_t at = (int64_t(unit - tiles) * d.K + k) * d.X * d.C;
-        k_runs[0] = k_BKXC + at;
-        v_runs[0] = v_BKXC + at;
+      for (int w = 0; w < pages; ++w) {
+        const int64_t page = in_pages ? list.page_UW[u * pages + w] : unit - tiles;
+        const int64_t at = (page * d.K + k) * slots * d.C;
+        k_runs[w] = (in_pages ? k_PKCS : k_BKCX) + at;
+        v_runs[w] = (in_pages ? v_PKSC : v_BKXC) + at;
       }
-      look<T>({q, M, seen.data(), max, sum, out}, {k_runs.data(), v_runs.data(), slots, stride},
+      look<T>({q, M, seen.data(), max, sum, out}, {k_runs.data(), v_runs.data(), slots, k + 1 < d.K ? slots * d.C : 0},
               scores, room, d.C);
       for (int i = 0; i < found; ++i)
         for (int g = 0; g < G; ++g) {
@@ -463,10 +367,10 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuff
              lse->typed_data(),
              int(q_dims[0]),
              int(q_dims[1]),
-             int(k_dims[2]),
-             int(q_dims[2]),
              int(k_dims[1]),
-             int(k_recent.dimensions()[2]),
+             int(q_dims[2]),
+             int(k_dims[3]),
+             int(k_recent.dimensions()[3]),
              {tile_list(shared_page, shared_row, shared_start, shared_tokens, shared_count),
               tile_list(own_page, own_row, own_start, own_tokens, own_count)},
              *number.typed_data()};
@@ -488,12 +392,13 @@ struct Prefilling {
 };
 
 template <typename T>
-void prefill(ffi::ThreadPool& pool, const Prefilling& p, const T* k_PSKC, const T* v_PSKC) {
-  const int G = p.H / p.K, M = p.T * G, pages = std::max(1, kBlock / p.S), room = pages * p.S;
+void prefill(ffi::ThreadPool& pool, const Prefilling& p, const T* k_PKCS, const T* v_PKSC) {
+  const int G = p.H / p.K, M = p.T * G, pages = std::max(1, kBlock / p.S);
+  const int block = pages * p.S, room = padded(block);
   const float scale = 1.0f / std::sqrt(float(p.C));
   in_parallel(pool, p.B * p.K, true, [&](int unit) {
     const int b = unit / p.K, k = unit % p.K;
-    float* here = scratch(size_t(M) * 2 * (p.C + 1) + padded(M) * room, 1);
+    float* here = scratch(size_t(M) * 2 * (p.C + 1) + kQueries * room, 1);
     float *q = here, *out = q + M * p.C, *max = out + M * p.C, *sum = max + M;
     float* scores = sum + M;
     std::vector<int> seen(M);
@@ -507,19 +412,19 @@ void prefill(ffi::ThreadPool& pool, const Prefilling& p, const T* k_PSKC, const 
     std::fill_n(max, M, kLow);
     std::fill_n(sum, M, 0.0f);
     std::fill_n(out, M * p.C, 0.0f);
-    for (int start = 0; start <= last; start += room) {
+    for (int start = 0; start <= last; start += block) {
       for (int w = 0; w < pages; ++w) {
         const int in_table = start / p.S + w;
         const int page = in_table < p.W ? p.table_BW[b * p.W + in_table] : 0;
-        const int64_t at = (int64_t(page) * p.S * p.K + k) * p.C;
-        k_runs[w] = k_PSKC + at;
-        v_runs[w] = v_PSKC + at;
+        const int64_t at = (int64_t(page) * p.K + k) * p.S * p.C;
+        k_runs[w] = k_PKCS + at;
+        v_runs[w] = v_PKSC + at;
       }
       for (int m = 0; m < M; ++m) {
         const int position = p.position_BT[b * p.T + m / G];
-        seen[m] = std::clamp(position + 1 - start, 0, room);
+        seen[m] = std::clamp(position + 1 - start, 0, block);
       }
-      look<T>({q, M, seen.data(), max, sum, out}, {k_runs.data(), v_runs.data(), p.S, p.K * p.C},
+      look<T>({q, M, seen.data(), max, sum, out}, {k_runs.data(), v_runs.data(), p.S, 0},
               scores, room, p.C);
     }
     for (int m = 0; m < M; ++m) {
@@ -535,15 +440,45 @@ ffi::Error Prefill(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuf
   auto q_dims = q.dimensions(), k_dims = k.dimensions();
   Prefilling p{q.typed_data(),      table.typed_data(), position.typed_data(),
                out->typed_data(),   lse->typed_data(),  int(q_dims[0]),
-               int(q_dims[1]),      int(q_dims[2]),     int(k_dims[2]),
-               int(q_dims[3]),      int(k_dims[1]),     int(table.dimensions()[1])};
+               int(q_dims[1]),      int(q_dims[2]),     int(k_dims[1]),
+               int(q_dims[3]),      int(k_dims[3]),     int(table.dimensions()[1])};
   return by_type(k, [&](auto one) {
     using T = decltype(one);
     prefill<T>(pool, p, data<T>(k), data<T>(v));
   });
 }
 
+// ---- new tokens into their pages, in place
+
+template <typename T>
+void write(ffi::ThreadPool& pool, const T* k_NKC, const T* v_NKC, const int32_t* slot_N, int N,
+           int K, int C, int S, T* k_PKCS, T* v_PKSC) {
+  in_parallel(pool, K, worth_threads(int64_t(N) * K * C), [&](int k) {
+    for (int n = 0; n < N; ++n) {
+      const int64_t page = slot_N[n] / S, slot = slot_N[n] % S, from = (int64_t(n) * K + k) * C;
+      T* key = k_PKCS + (page * K + k) * C * S + slot;
+      for (int c = 0; c < C; ++c) key[int64_t(c) * S] = k_NKC[from + c];
+      std::copy_n(v_NKC + from, C, v_PKSC + ((page * K + k) * S + slot) * C);
+    }
+  });
+}
+
+ffi::Error Write(ffi::ThreadPool pool, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer k_new,
+                 ffi::AnyBuffer v_new, Ints slot, ffi::Result<ffi::AnyBuffer> k_out,
+                 ffi::Result<ffi::AnyBuffer> v_out) {
+  if (k.untyped_data() != k_out->untyped_data() || v.untyped_data() != v_out->untyped_data())
+    return ffi::Error::InvalidArgument("pages have to be written in place");
+  auto dims = k.dimensions();
+  return by_type(k, [&](auto one) {
+    using T = decltype(one);
+    write<T>(pool, data<T>(k_new), data<T>(v_new), slot.typed_data(), int(slot.dimensions()[0]),
+             int(dims[1]), int(dims[2]), int(dims[3]), static_cast<T*>(k_out->untyped_data()),
+             static_cast<T*>(v_out->untyped_data()));
+  });
+}
+
 }  // namespace
 
+XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkWrite, Write);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkDecode, Decode);
 XLA_FFI_DEFINE_HANDLER_SYMBOL(SparkPrefill, Prefill);

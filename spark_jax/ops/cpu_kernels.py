@@ -28,6 +28,7 @@ _SOURCES = ("cpu_attention.cc", "cpu_products.cc", "cpu_tree_attention.cc")
 _TARGETS = {
     "spark_decode": "SparkDecode",
     "spark_prefill": "SparkPrefill",
+    "spark_write": "SparkWrite",
     "spark_multiply": "SparkMultiply",
     "spark_tree_forward": "SparkTreeForward",
     "spark_tree_backward": "SparkTreeBackward",
@@ -103,33 +104,42 @@ def _processor() -> str:
 
 def tile_attention_native(
     q_BHC: jax.Array,
-    k_PSKC: jax.Array,
-    v_PSKC: jax.Array,
+    k_PKCS: jax.Array,
+    v_PKSC: jax.Array,
     tiles: Sequence[Sequence[jax.Array]],
     length_B: jax.Array,
     recent: tuple[jax.Array, jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array]:
     """`tile_attention` over pages; `load` has to have returned ""."""
-    k_BKXC, v_BKXC, number = recent
+    k_BKCX, v_BKXC, number = recent
     length_B, (shared, own), number = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.int32), (length_B, tiles, number)
     )
     return _call(
         "spark_decode", q_BHC,
-        k_PSKC, v_PSKC, length_B, *shared, *own, k_BKXC, v_BKXC, number,
+        k_PKCS, v_PKSC, length_B, *shared, *own, k_BKCX, v_BKXC, number,
     )  # fmt: skip
 
 
 def paged_attention_native(
     q_BTHC: jax.Array,
-    k_PSKC: jax.Array,
-    v_PSKC: jax.Array,
+    k_PKCS: jax.Array,
+    v_PKSC: jax.Array,
     table_BW: jax.Array,
     position_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """`paged_attention`; `load` has to have returned ""."""
     table_BW, position_BT = (jnp.asarray(x, jnp.int32) for x in (table_BW, position_BT))
-    return _call("spark_prefill", q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
+    return _call("spark_prefill", q_BTHC, k_PKCS, v_PKSC, table_BW, position_BT)
+
+
+def write_pages_native(
+    k_PKCS: jax.Array, v_PKSC: jax.Array, k_NKC: jax.Array, v_NKC: jax.Array, slot_N: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`write_pages`, of the type that the pages have; `load` has to have returned ""."""
+    pages = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_PKCS, v_PKSC))
+    call = jax.ffi.ffi_call("spark_write", pages, input_output_aliases={0: 0, 1: 1})
+    return tuple(call(k_PKCS, v_PKSC, k_NKC, v_NKC, slot_N.astype(jnp.int32)))
 
 
 def _call(target: str, q: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,5 +1,8 @@
 """Attention of a few new tokens per row over the row's pages. Every backend returns
-(output, log-sum-exp), so that parts of a context can be attended to apart and merged."""
+(output, log-sum-exp), so that parts of a context can be attended to apart and merged.
+
+Pages are k_PSKC and v_PSKC; with the C++ kernels k_PKCS and v_PKSC (`page_shapes`), so that one
+head's part of a page is one piece of memory."""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from spark_jax.ops.backend import Backend
-from spark_jax.ops.bits import put
-from spark_jax.ops.cpu_kernels import paged_attention_native
+from spark_jax.ops.bits import bits, put
+from spark_jax.ops.cpu_kernels import paged_attention_native, write_pages_native
 from spark_jax.ops.gpu_kernels import paged_attention_pallas
 
 BLOCK_TOKENS = 128  # cache positions looked at in one go
@@ -52,7 +55,8 @@ def paged_attention(
     position_BT: jax.Array,
     backend: Backend = "xla",
 ) -> tuple[jax.Array, jax.Array]:
-    """Same result as `gathered_attention`: a running softmax over blocks of pages.
+    """Same result as `gathered_attention`: a running softmax over blocks of pages, which are as
+    `page_shapes` says.
 
     The number of blocks is read from the positions on the device, so one program serves every
     length and costs what the longest row of the batch needs, not what the table could hold.
@@ -109,7 +113,37 @@ def paged_attention(
     return out.astype(q_BTHC.dtype), heads_last(max_BKM + jnp.log(sum_BKM))
 
 
-def write_pages(pages_PSKC: jax.Array, new_NKC: jax.Array, slot_N: jax.Array) -> jax.Array:
-    """Writes one token each at flat slot numbers (page * S + slot); in place when donated."""
-    P, S, K, C = pages_PSKC.shape
-    return put(pages_PSKC.reshape(P * S, K, C), slot_N, new_NKC).reshape(P, S, K, C)
+def page_shapes(
+    pages: int, slots: int, kv_heads: int, channels: int, backend: Backend
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of a layer's pages of keys and of values."""
+    if backend == "native":
+        return (pages, kv_heads, channels, slots), (pages, kv_heads, slots, channels)
+    return ((pages, slots, kv_heads, channels),) * 2
+
+
+def slots_of(v_pages: jax.Array, backend: Backend) -> int:
+    """Tokens of a page."""
+    return v_pages.shape[2 if backend == "native" else 1]
+
+
+def write_pages(
+    pages: tuple[jax.Array, jax.Array],
+    k_NKC: jax.Array,
+    v_NKC: jax.Array,
+    slot_N: jax.Array,
+    backend: Backend = "xla",
+) -> tuple[jax.Array, jax.Array]:
+    """Writes keys and values of one token each at flat slot numbers (page * S + slot); in place
+    when donated."""
+    if backend == "native":
+        new = (k_NKC, v_NKC)
+        if pages[0].dtype == jnp.uint16:  # numbers become bits
+            new = (x if x.dtype == jnp.uint16 else bits(x) for x in new)
+        return write_pages_native(*pages, *(x.astype(pages[0].dtype) for x in new), slot_N)
+
+    def write(pages_PSKC, new_NKC):
+        P, S, K, C = pages_PSKC.shape
+        return put(pages_PSKC.reshape(P * S, K, C), slot_N, new_NKC).reshape(P, S, K, C)
+
+    return write(pages[0], k_NKC), write(pages[1], v_NKC)

@@ -110,10 +110,10 @@ def tile_attention(
 
     Args:
       q_BHC: queries, not scaled.
-      source: with `xla` what `copy_tiles` made of these tiles, else the pages (k_PSKC, v_PSKC).
+      source: with `xla` what `copy_tiles` made of these tiles, else the pages of keys and values.
       tiles: `TileLists`, in which every page of a row up to that length is in one tile.
       length_B: tokens of each row in its pages.
-      recent: (k_BKXC, v_BKXC, number of tokens): tokens that follow and are not in pages yet, the
+      recent: (k_BKCX, v_BKXC, number of tokens): tokens that follow and are not in pages yet, the
         query's own among them.
       backend: with `xla` a loop over the tiles in use, with kernels all tiles side by side.
 
@@ -190,11 +190,11 @@ def _parts(q_UKMC, visible_UMX, k_UKCX, v_UKXC) -> Parts:
     return Parts(max_UKM, weights.sum(-1), out_UKMC)
 
 
-def _recent_parts(q_BKGC, k_BKXC, v_BKXC, number) -> Parts:
+def _recent_parts(q_BKGC, k_BKCX, v_BKXC, number) -> Parts:
     """The first `number` of the tokens that are not in pages yet, for every row."""
-    (B, _, G, _), X = q_BKGC.shape, k_BKXC.shape[2]
+    (B, _, G, _), X = q_BKGC.shape, k_BKCX.shape[3]
     visible_BMX = jnp.broadcast_to(jnp.arange(X) < number, (B, G, X))
-    return _parts(q_BKGC, visible_BMX, k_BKXC.swapaxes(2, 3), v_BKXC)
+    return _parts(q_BKGC, visible_BMX, k_BKCX, v_BKXC)
 
 
 def _add_in_a_loop(

@@ -99,7 +99,7 @@ class Engine:
             self.config = dataclasses.replace(config, dtype="float32")
             dtype = "uint16" if dtype == "bfloat16" else dtype
         self.pool = PagePool(shape.pages, shape.slots)
-        self.kv = init_kv(config, shape.pages, shape.slots, dtype, kv_sharding)
+        self.kv = init_kv(config, shape.pages, shape.slots, dtype, kv_sharding, shape.backend)
         self._on_cpu = self.kv[0][0].devices().pop().platform == "cpu"
         # Copies: of weights, there until `rest`, and of the tiles that decoding looks at, there
         # while paths are alive.

@@ -16,7 +16,7 @@ from spark_jax.models.layouts import FEW_ROWS, Layout, Params
 from spark_jax.models.transformer import forward, unembed
 from spark_jax.ops.backend import Backend
 from spark_jax.ops.bits import put
-from spark_jax.ops.paged_attention import paged_attention, write_pages
+from spark_jax.ops.paged_attention import paged_attention, slots_of, write_pages
 from spark_jax.ops.sampling import sample_tokens
 from spark_jax.ops.tile_attention import (
     Stale,
@@ -88,18 +88,17 @@ def prefill(
     No logits are computed: the last token of a prompt is fed by the first decoding step.
     """
     G, T = token_GT.shape
-    slots = kv[0][0].shape[1]
+    slots = slots_of(kv[0][1], backend)
     offset_T = jnp.arange(T)
     valid_GT = offset_T < count_G[:, None]
     position_GT = jnp.where(valid_GT, start_G[:, None] + offset_T, 0)
     slot_N = _slots(table_GW, position_GT, valid_GT, slots)
 
     def attend(q_NHC, k_NKC, v_NKC, kv_layer):
-        k_PSKC = write_pages(kv_layer[0], k_NKC, slot_N)
-        v_PSKC = write_pages(kv_layer[1], v_NKC, slot_N)
+        kv_layer = write_pages(kv_layer, k_NKC, v_NKC, slot_N, backend)
         q_GTHC = q_NHC.reshape(G, T, *q_NHC.shape[1:])
-        out_GTHC, _ = paged_attention(q_GTHC, k_PSKC, v_PSKC, table_GW, position_GT, backend)
-        return out_GTHC.reshape(q_NHC.shape), (k_PSKC, v_PSKC)
+        out_GTHC, _ = paged_attention(q_GTHC, *kv_layer, table_GW, position_GT, backend)
+        return out_GTHC.reshape(q_NHC.shape), kv_layer
 
     params, layout = weights.of(G * T)
     token_N, position_N = token_GT.reshape(-1), position_GT.reshape(-1)
@@ -140,7 +139,7 @@ def decode_chunk(
     """
     B = rows.token_B.shape[0]
     params, layout = weights.of(B)
-    slots = kv[0][0].shape[1]
+    slots = slots_of(kv[0][1], backend)
     accept = stop_table_QV.shape[0] - 1
     begin_B = rows.position_B
     if backend == "xla":
@@ -161,13 +160,14 @@ def decode_chunk(
         active_B = rows.left_B > 0
 
         def attend(q_BHC, k_BKC, v_BKC, layer):
-            (k_BKXC, v_BKXC), source = layer
-            k_BKXC, v_BKXC = put(k_BKXC, np.s_[:, :, i], k_BKC), put(v_BKXC, np.s_[:, :, i], v_BKC)
+            (k_BKCX, v_BKXC), source = layer
+            k_BKCX = put(k_BKCX, np.s_[..., i], k_BKC)
+            v_BKXC = put(v_BKXC, np.s_[:, :, i], v_BKC)
             length_B = jnp.where(active_B, begin_B, 0)
             out_BHC, _ = tile_attention(
-                q_BHC, source, rows.tiles, length_B, (k_BKXC, v_BKXC, i + 1), backend
+                q_BHC, source, rows.tiles, length_B, (k_BKCX, v_BKXC, i + 1), backend
             )
-            return out_BHC, (k_BKXC, v_BKXC)
+            return out_BHC, (k_BKCX, v_BKXC)
 
         layers = tuple(zip(recent, sources, strict=True))
         hidden_BD, recent = forward(
@@ -194,8 +194,8 @@ def decode_chunk(
     out = Decoded(
         jnp.full((B, chunk), -1, jnp.int32), jnp.zeros((B, chunk), jnp.float32), rows.stop_B
     )
-    nothing = jnp.zeros((B, config.kv_heads, chunk, config.head_dim), kv[0][0].dtype)
-    recent = ((nothing, nothing),) * config.layers
+    nothing_BKXC = jnp.zeros((B, config.kv_heads, chunk, config.head_dim), kv[0][0].dtype)
+    recent = ((nothing_BKXC.swapaxes(2, 3), nothing_BKXC),) * config.layers
     _, recent, rows, out = jax.lax.while_loop(running, step, (0, recent, rows, out))
 
     offset_X = jnp.arange(chunk)
@@ -203,8 +203,12 @@ def decode_chunk(
     valid_BX = position_BX < rows.position_B[:, None]
     slot_N = _slots(rows.table_BW, position_BX, valid_BX, slots)
 
-    def written(pages_PSKC, new_BKXC):
-        new_NKC = new_BKXC.swapaxes(1, 2).reshape(-1, config.kv_heads, config.head_dim)
-        return write_pages(pages_PSKC, new_NKC, slot_N)
+    def written(pages, new):
+        k_BKCX, v_BKXC = new
+        k_NKC, v_NKC = (
+            x_BXKC.reshape(-1, config.kv_heads, config.head_dim)
+            for x_BXKC in (k_BKCX.transpose(0, 3, 1, 2), v_BKXC.swapaxes(1, 2))
+        )
+        return write_pages(pages, k_NKC, v_NKC, slot_N, backend)
 
-    return jax.tree.map(written, kv, recent), copies, out
+    return tuple(map(written, kv, recent)), copies, out
