@@ -46,6 +46,7 @@ PEERS = {
     "vllm": "vLLM",
 }
 NAMES = OURS | PEERS
+LOADING = 300  # seconds that an engine may take beside sampling, where there is a limit
 ENGINES = tuple(NAMES)
 
 
@@ -60,13 +61,16 @@ def main() -> None:
     parser.add_argument("--engines", default=",".join(ENGINES))
     parser.add_argument("--workload", type=pathlib.Path, default=WORKLOAD)
     parser.add_argument("--pythons", default="", help="ENGINE=PYTHON, comma separated")
-    parser.add_argument("--limit", type=float, help="seconds after which an engine is stopped")
+    parser.add_argument(
+        "--limit", type=float, default=math.inf,
+        help="seconds of sampling after which a peer is measured by what it did",
+    )  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, help="write the results as JSON too")
     parser.add_argument("--one", type=pathlib.Path, help=argparse.SUPPRESS)  # the child's result
     options = parser.parse_args()
     trees = load(options.workload)[: options.trees]
     if options.one:
-        result = _run(options.engines, options.model, options.dtype, trees, int(options.rows))
+        result = _run(options, trees)
         options.one.write_text(json.dumps(result))
         return
     leaves = sum(len(tree.leaves) for tree in trees)
@@ -109,19 +113,23 @@ def _in_a_process(python: str, engine: str, rows: int, options) -> dict:
     """Measures one engine in a process of its own, with its own interpreter."""
     with tempfile.NamedTemporaryFile(suffix=".json") as out:
         arguments = [f"--engines={engine}", f"--rows={rows}", f"--one={out.name}"]
-        arguments += [f"--{name}={getattr(options, name)}" for name in ("model", "dtype", "trees")]
+        passed = ("model", "dtype", "trees", "limit")
+        arguments += [f"--{name}={getattr(options, name)}" for name in passed]
         command = [python, __file__, *arguments, f"--workload={options.workload}"]
+        most = None if math.isinf(options.limit) else options.limit + LOADING
         try:
-            code = subprocess.run(command, stdout=sys.stderr, timeout=options.limit).returncode
+            code = subprocess.run(command, stdout=sys.stderr, timeout=most).returncode
         except subprocess.TimeoutExpired:
-            return {"reason": f"stopped after {options.limit:.0f} s, loading included"}
+            return {"reason": f"stopped after {most:.0f} s, loading included"}
         text = pathlib.Path(out.name).read_text()
     return json.loads(text) if text else {"reason": f"its process ended with exit code {code}"}
 
 
-def _run(engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> dict:
+def _run(options, trees: list[Shape]) -> dict:
     try:
-        return _measure(engine, model, dtype, trees, rows)
+        return _measure(
+            options.engines, options.model, options.dtype, trees, int(options.rows), options.limit
+        )
     except ImportError as error:
         return {"reason": f"not installed: {error}"}
     except Exception as error:  # noqa: BLE001  one engine must not end the table
@@ -129,7 +137,9 @@ def _run(engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> 
         return {"reason": f"{type(error).__name__}: {error}"}
 
 
-def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int) -> dict:
+def _measure(
+    engine: str, model: str, dtype: str, trees: list[Shape], rows: int, limit: float
+) -> dict:
     from benchmarks.model import load_benchmark_model
     from spark_jax.run.compilations import keep_on_disk
 
@@ -138,7 +148,7 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
     episodes = [s for tree in trees for s in tree.separate()]
     longest = max(tree.longest() for tree in trees)
     if engine in PEERS:
-        measured = _measure_peer(engine, loaded, dtype, trees, episodes, rows, longest)
+        measured = _measure_peer(engine, loaded, dtype, trees, episodes, rows, longest, limit)
         return measured._asdict() | {"peak_gb": peak_gb()}
 
     from benchmarks.engines import ours
@@ -155,24 +165,26 @@ def _measure(engine: str, model: str, dtype: str, trees: list[Shape], rows: int)
     return out
 
 
-def _measure_peer(engine, loaded, dtype: str, trees, episodes, rows: int, longest: int):
+def _measure_peer(
+    engine, loaded, dtype: str, trees, episodes, rows: int, longest: int, limit: float
+):
     """The imports are here: each peer is installed or not by itself."""
     vocab_size = loaded.config.vocab_size
     if engine == "transformers":
         from benchmarks.engines import hf
 
-        return hf.play(hf.load(loaded, dtype), episodes, rows)
+        return hf.play(hf.load(loaded, dtype), episodes, rows, limit)
     if engine == "tunix":
         from benchmarks.engines import tunix_sampler
 
         sampler = tunix_sampler.load(loaded, dtype, longest)
-        return tunix_sampler.play(sampler, episodes, rows, vocab_size)
+        return tunix_sampler.play(sampler, episodes, rows, vocab_size, limit)
     if engine == "llama.cpp":
         from benchmarks.engines import llama_cpp_batch
 
         threads = len(os.sched_getaffinity(0))
         context = llama_cpp_batch.Context(loaded, dtype, rows, longest, threads)
-        return llama_cpp_batch.play(context, trees, rows, vocab_size)
+        return llama_cpp_batch.play(context, trees, rows, vocab_size, limit)
     from benchmarks.engines import requests
 
     if engine == "vllm":
@@ -184,7 +196,7 @@ def _measure_peer(engine, loaded, dtype: str, trees, episodes, rows: int, longes
 
         serving = hf_continuous.serve(hf.load(loaded, dtype), rows, longest)
     with serving as server:
-        return requests.play(server, trees, rows, vocab_size)
+        return requests.play(server, trees, rows, vocab_size, limit)
 
 
 def _line(result: dict, unique: int) -> str:
@@ -192,9 +204,22 @@ def _line(result: dict, unique: int) -> str:
     if "reason" in result:
         return f"{name}, {result['rows']} rows: not measured ({result['reason']})"
     return (
-        f"{name}, {result['rows']} rows: {result['seconds']:.1f} s, "
-        f"{unique / result['seconds']:.0f} useful tokens/s"
+        f"{name}, {result['rows']} rows: {_seconds(result)} s, "
+        f"{_useful_rate(result, unique):.0f} useful tokens/s"
     )
+
+
+def _seconds(result: dict) -> str:
+    """Of one that was stopped, what all would take at the same rate."""
+    share = result.get("share", 1.0)
+    if share == 1.0:
+        return f"{result['seconds']:.1f}"
+    whole = result["seconds"] / share if share else math.inf
+    return f"about {whole:.0f} (stopped after {result['seconds']:.0f} with {share:.0%})"
+
+
+def _useful_rate(result: dict, unique: int) -> float:
+    return unique * result.get("share", 1.0) / result["seconds"]
 
 
 def share(x: float, digits: int = 0) -> str:
@@ -214,9 +239,11 @@ def table(results: list[dict], unique: int) -> str:
         if "reason" in r:
             lines.append(f"| {name} | {r['rows']} | not measured: {r['reason']} |||||||")
             continue
-        limit = f"{least[r['rows']] / r['seconds']:.0%}" if r["rows"] in least else ""
+        limit = ""
+        if r["rows"] in least:
+            limit = f"{least[r['rows']] * r.get('share', 1.0) / r['seconds']:.0%}"
         lines.append(
-            f"| {name} | {r['rows']} | {r['seconds']:.1f} | {unique / r['seconds']:.0f} | {limit} "
+            f"| {name} | {r['rows']} | {_seconds(r)} | {_useful_rate(r, unique):.0f} | {limit} "
             f"| {share(r['host_share'], 1)} | {share(r['wasted'])} | {r['computed_tokens']} "
             f"| {r['peak_gb']:.1f} |"
         )

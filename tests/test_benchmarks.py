@@ -1,5 +1,6 @@
 """The recorded workload, and that our engine does all of it and nothing twice."""
 
+import math
 import sys
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from benchmarks import limits, scaling
+from benchmarks import limits, measured, scaling
 from benchmarks.engines import ours, requests
 from benchmarks.model import SHAPES, load_benchmark_model
 from benchmarks.rollout import WORKLOAD, table
@@ -78,15 +79,37 @@ class Oracle:
 
 def test_a_server_gets_every_response_of_a_tree_once():
     server = Oracle()
-    measured = requests.play(server, [SMALL, CHAIN], rows=2, vocab_size=5)
-    assert measured.computed_tokens == 36 + 4
+    played = requests.play(server, [SMALL, CHAIN], rows=2, vocab_size=5, limit=math.inf)
+    assert played.computed_tokens == 36 + 4 and played.share == 1
     assert sorted(server.asked) == ["0-1", "0-2", "0-3", "0-4", "0-5", "1-1"]
     assert server.most == 2
     assert len(server.asked["0-4"]) == 40 + 5 + 6 + 1 + 9
     assert server.asked["0-2"] == server.asked["0-3"]
     assert server.asked["0-3"][:45] == server.asked["0-1"] + [7] * 5
     with pytest.raises(RuntimeError, match="19 tokens came back where 20"):
-        requests.play(Oracle(short=["0-2"]), [SMALL], rows=2, vocab_size=5)
+        requests.play(Oracle(short=["0-2"]), [SMALL], rows=2, vocab_size=5, limit=math.inf)
+
+
+def test_a_slow_peer_is_measured_by_what_it_did_until_its_time_was_over(monkeypatch):
+    clock = iter(range(100))
+    monkeypatch.setattr(measured.time, "perf_counter", lambda: next(clock))
+    watch = measured.Watch(wanted=8, limit=2.5, start=0)
+    seen = []
+    while not watch.over:
+        watch.written += 3
+        seen.append(watch.seconds)
+    assert seen == [1, 3]
+    assert watch.measured(computed_tokens=7) == measured.Measured(5, 7, share=6 / 8)
+
+    monkeypatch.undo()
+    stopped = requests.play(Oracle(), [SMALL], rows=2, vocab_size=5, limit=0.0)
+    assert stopped.share == 0
+    row = {"engine": "tunix", "rows": 8, "seconds": 30.0, "share": 0.25, "peak_gb": 1.0}
+    row |= {"host_share": math.nan, "wasted": math.nan, "computed_tokens": 40}
+    best = row | {"engine": "tree", "seconds": 4.0, "share": 1.0, "least_seconds": 2.0}
+    assert "| tunix sampler | 8 | about 120 (stopped after 30 with 25%) | 1 | 2% |" in table(
+        [best, row], unique=120
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,13 @@ Episodes of similar length share a batch.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 import transformers
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, Watch
 from benchmarks.workload import Shape
 from spark_jax.models.presets import Model
 from spark_jax.models.weights import save_safetensors
@@ -32,27 +31,26 @@ def load(model: Model, dtype: str):
     return loaded.eval()
 
 
-def play(model, episodes: Sequence[Shape], rows: int) -> Measured:
+def play(model, episodes: Sequence[Shape], rows: int, limit: float) -> Measured:
     """All episodes, `rows` at a time."""
     order = sorted(episodes, key=lambda e: (len(e.response), sum(e.response)), reverse=True)
     batches = [order[i : i + rows] for i in range(0, len(order), rows)]
     rng = np.random.default_rng(0)
-    start, computed, prefilled, steps = time.perf_counter(), 0, 0, 0
+    computed = prefilled = steps = 0
+    watch = Watch(sum(e.response_tokens for e in episodes), limit)
     with torch.inference_mode():
         for batch in batches:
-            counts = _play_batch(model, batch, rng)
+            counts = _play_batch(model, batch, rng, watch)
             computed, prefilled = computed + counts[0], prefilled + counts[1]
             steps += counts[2]
-    wanted = sum(e.response_tokens for e in episodes)
-    return Measured(
-        seconds=time.perf_counter() - start,
+    return watch.measured(
         computed_tokens=computed,
         prefill_tokens=prefilled,
-        wasted=1.0 - wanted / max(1, steps * rows),
+        wasted=1.0 - watch.written / max(1, steps * rows),
     )
 
 
-def _play_batch(model, batch: Sequence[Shape], rng) -> tuple[int, int, int]:
+def _play_batch(model, batch: Sequence[Shape], rng, watch: Watch) -> tuple[int, int, int]:
     """(tokens sampled for rows that were alive, tokens prefilled, decoding steps)."""
     vocab = model.config.vocab_size
     cache = transformers.DynamicCache(config=model.config)
@@ -61,6 +59,8 @@ def _play_batch(model, batch: Sequence[Shape], rng) -> tuple[int, int, int]:
     mask = torch.zeros((len(batch), 0), dtype=torch.long)
     computed = prefilled = steps = 0
     for turn in range(1, max(len(e.response) for e in batch)):
+        if watch.over:
+            break
         staying = [i for i, e in enumerate(alive) if len(batch[e].response) > turn]
         if len(staying) < len(alive):
             alive = [alive[i] for i in staying]
@@ -88,6 +88,7 @@ def _play_batch(model, batch: Sequence[Shape], rng) -> tuple[int, int, int]:
         written = torch.tensor([[1] * n + [0] * (most - n) for n in response])
         ids, mask = out, torch.cat([mask, written], 1)
         computed += most * len(alive)
+        watch.written += sum(response)
         prefilled += sum(context)
         steps += most
     return computed, prefilled, steps

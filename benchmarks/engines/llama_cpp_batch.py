@@ -8,14 +8,13 @@ import collections
 import dataclasses
 import pathlib
 import tempfile
-import time
 from collections.abc import Sequence
 
 import gguf
 import llama_cpp
 import numpy as np
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, Watch
 from benchmarks.workload import Shape
 from spark_jax.models.gguf_weights import gguf_name
 from spark_jax.models.presets import Model
@@ -134,7 +133,9 @@ class _Row:
     waiting: list[int] = dataclasses.field(default_factory=list)  # siblings that fork off here
 
 
-def play(context: Context, trees: Sequence[Shape], rows: int, vocab_size: int) -> Measured:
+def play(
+    context: Context, trees: Sequence[Shape], rows: int, vocab_size: int, limit: float
+) -> Measured:
     """Grows the trees with at most `rows` rows in a step; environments answer at once."""
     rng = np.random.default_rng(0)
     contexts = [[rng.integers(0, vocab_size, n).tolist() for n in tree.context] for tree in trees]
@@ -142,7 +143,7 @@ def play(context: Context, trees: Sequence[Shape], rows: int, vocab_size: int) -
     unopened = collections.deque(range(len(trees)))
     ready: collections.deque[_Row] = collections.deque()
     running: list[_Row] = []
-    computed = prefilled = 0
+    prefilled = 0
 
     def grow(tree: int, node: int, sequence: int, cached: int, last: list[int]) -> None:
         """The first child goes on in the sequence; the others fork off when it has been fed."""
@@ -152,8 +153,8 @@ def play(context: Context, trees: Sequence[Shape], rows: int, vocab_size: int) -
             _Row(tree, first, sequence, cached, feed, trees[tree].response[first], others)
         )
 
-    start = time.perf_counter()
-    while unopened or ready or running:
+    watch = Watch(sum(tree.response_tokens for tree in trees), limit)
+    while (unopened or ready or running) and not watch.over:
         if unopened and len(running) + len(ready) < rows:
             tree = unopened.popleft()
             grow(tree, 0, context.free.pop(), 0, [])
@@ -182,13 +183,12 @@ def play(context: Context, trees: Sequence[Shape], rows: int, vocab_size: int) -
                     ready.append(_Row(row.tree, node, sequence, row.cached, list(row.feed), left))
                 row.waiting = []
             if sample:
-                row.feed, row.left, computed = [next(sampled)], row.left - 1, computed + 1
+                row.feed, row.left = [next(sampled)], row.left - 1
+                watch.written += 1
                 if row.left == 0:
                     running.remove(row)
                     if children[row.tree][row.node]:
                         grow(row.tree, row.node, row.sequence, row.cached, row.feed)
                     else:
                         context.drop(row.sequence)
-    return Measured(
-        seconds=time.perf_counter() - start, computed_tokens=computed, prefill_tokens=prefilled
-    )
+    return watch.measured(computed_tokens=watch.written, prefill_tokens=prefilled)

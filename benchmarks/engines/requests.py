@@ -6,13 +6,12 @@ is up to it."""
 from __future__ import annotations
 
 import collections
-import time
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, Watch
 from benchmarks.workload import Shape
 
 
@@ -24,7 +23,9 @@ class Server(Protocol):
         """New tokens of requests that are done; waits until there is one."""
 
 
-def play(server: Server, trees: Sequence[Shape], rows: int, vocab_size: int) -> Measured:
+def play(
+    server: Server, trees: Sequence[Shape], rows: int, vocab_size: int, limit: float
+) -> Measured:
     """Grows the trees with at most `rows` open requests; environments answer at once."""
     rng = np.random.default_rng(0)
     contexts = [[rng.integers(0, vocab_size, n).tolist() for n in tree.context] for tree in trees]
@@ -34,9 +35,8 @@ def play(server: Server, trees: Sequence[Shape], rows: int, vocab_size: int) -> 
         for node in trees[tree].children[0]
     )
     open_requests: dict[str, tuple[int, int, list[int]]] = {}
-    computed = 0
-    start = time.perf_counter()
-    while ready or open_requests:
+    watch = Watch(sum(tree.response_tokens for tree in trees), limit)
+    while (ready or open_requests) and not watch.over:
         while ready and len(open_requests) < rows:
             tree, node, tokens = ready.popleft()
             name = f"{tree}-{node}"
@@ -48,8 +48,8 @@ def play(server: Server, trees: Sequence[Shape], rows: int, vocab_size: int) -> 
                 raise RuntimeError(
                     f"{len(new)} tokens came back where {trees[tree].response[node]} were asked for"
                 )
-            computed += len(new)
+            watch.written += len(new)
             path = tokens + new + contexts[tree][node]
             # Children go first: their beginning is in the server's cache now.
             ready.extendleft((tree, child, path) for child in trees[tree].children[node][::-1])
-    return Measured(seconds=time.perf_counter() - start, computed_tokens=computed)
+    return watch.measured(computed_tokens=watch.written)

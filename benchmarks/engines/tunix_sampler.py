@@ -4,7 +4,6 @@ rows that come and go, so every turn computes the whole dialogue again."""
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from tunix.generate.sampler import CacheConfig, Sampler
 from tunix.models.llama3.model import ModelConfig
 from tunix.models.llama3.params import create_model_from_safe_tensors
 
-from benchmarks.measured import Measured
+from benchmarks.measured import Measured, Watch
 from benchmarks.workload import Shape
 from spark_jax.models.presets import Model
 from spark_jax.models.weights import save_safetensors
@@ -67,7 +66,9 @@ def load(model: Model, dtype: str, path_tokens: int) -> Sampler:
     return Sampler(loaded, _Tokens(), cache)
 
 
-def play(sampler: Sampler, episodes: Sequence[Shape], rows: int, vocab_size: int) -> Measured:
+def play(
+    sampler: Sampler, episodes: Sequence[Shape], rows: int, vocab_size: int, limit: float
+) -> Measured:
     """All episodes, `rows` at a time; a turn lasts as long as its longest response."""
     order = sorted(episodes, key=lambda e: (len(e.response), sum(e.response)), reverse=True)
     batches = [order[i : i + rows] for i in range(0, len(order), rows)]
@@ -75,10 +76,13 @@ def play(sampler: Sampler, episodes: Sequence[Shape], rows: int, vocab_size: int
     for exponent in range(6, _power_of_two(longest).bit_length()):  # compile before the clock runs
         _sample(sampler, [[1] * 8] * rows, 2**exponent)
     rng = np.random.default_rng(0)
-    start, steps, computed = time.perf_counter(), 0, 0
+    steps = computed = 0
+    watch = Watch(sum(e.response_tokens for e in episodes), limit)
     for batch in batches:
         paths: list[list[int]] = [[] for _ in batch]
         for turn in range(1, len(batch[0].response)):
+            if watch.over:
+                break
             alive = [i for i, e in enumerate(batch) if len(e.response) > turn]
             for i in alive:
                 paths[i] += rng.integers(1, vocab_size, batch[i].context[turn - 1]).tolist()
@@ -96,11 +100,9 @@ def play(sampler: Sampler, episodes: Sequence[Shape], rows: int, vocab_size: int
                 computed += NEW_TOKENS * len(alive)
             for i in alive:
                 paths[i] += new[i][: batch[i].response[turn]]
-    wanted = sum(e.response_tokens for e in episodes)
-    return Measured(
-        seconds=time.perf_counter() - start,
-        computed_tokens=computed,
-        wasted=1.0 - wanted / (steps * rows),
+                watch.written += batch[i].response[turn]
+    return watch.measured(
+        computed_tokens=computed, wasted=1.0 - watch.written / max(1, steps * rows)
     )
 
 
