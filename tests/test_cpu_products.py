@@ -60,7 +60,8 @@ def test_rows_that_nobody_wants_are_zero_and_change_no_other(dtype, best):
     for rows in (1, 9, 21, 40):
         x = numbers(rows, rows, 70)
         wanted = np.random.default_rng(rows).random(rows) < 0.6
-        some = np.asarray(run(x, packed, wanted_N=wanted))
+        some = np.where(wanted[:, None], x, np.nan)  # what nobody wants is not even read
+        some = np.asarray(run(some, packed, wanted_N=wanted))
         assert (some[~wanted] == 0).all()
         right = (rounded(x) if dtype == "bfloat16" else x).astype(np.float64)
         right = right @ (rounded(w) if dtype == "bfloat16" else w)

@@ -53,9 +53,22 @@ def prompt(seed, n):
     return np.random.default_rng(seed).integers(0, 90, n).tolist()
 
 
-@pytest.mark.parametrize("slots", [4, 16])
-def test_sampled_logprobs_are_those_of_a_dense_pass(params, slots):
-    engine = make_engine(params, slots=slots, pages=1024, temperature=0.7)
+@pytest.mark.parametrize(
+    "slots,chunk,backend",
+    [
+        (4, 5, "xla"),
+        (16, 5, "xla"),
+        *(
+            pytest.param(*sizes, "native", marks=NATIVE.marks)
+            for sizes in ((4, 5), (16, 8), (16, 20))
+        ),
+    ],
+)
+def test_sampled_logprobs_are_those_of_a_dense_pass(params, slots, chunk, backend):
+    """Of rows that end one after the other."""
+    engine = make_engine(
+        params, slots=slots, chunk=chunk, backend=backend, pages=1024, temperature=0.7
+    )
     rows = [Row(prompt(i, 3 + 9 * i), row_key(i), budget=4 + 7 * i) for i in range(6)]
     starts = [len(row.tokens) for row in rows]
     done = run(engine, rows)
@@ -64,6 +77,24 @@ def test_sampled_logprobs_are_those_of_a_dense_pass(params, slots):
         assert row.tokens[start:] == row.response
         expected = dense_logprobs(params, CONFIG, row.tokens, start, 0.7)
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("backend", ["xla", NATIVE])
+def test_a_cache_in_bfloat16_is_near_the_dense_pass(params, backend):
+    """With the kernels it is kept as bits."""
+    sizes = EngineShape(
+        rows=8, slots=16, pages=256, path_tokens=96, chunk=8, prefill_tokens=48, backend=backend
+    )
+    engine = Engine(CONFIG, sizes, NEVER, END, "bfloat16")
+    engine.use(params, 1.0)
+    assert engine.kv[0][0].dtype == ("uint16" if backend == "native" else "bfloat16")
+    rows = [Row(prompt(i, 3 + 9 * i), row_key(i), budget=4 + 7 * i) for i in range(6)]
+    starts = [len(row.tokens) for row in rows]
+    run(engine, rows)
+    for row, start in zip(rows, starts, strict=True):
+        expected = dense_logprobs(params, CONFIG, row.tokens, start)
+        np.testing.assert_allclose(row.logprobs, expected, atol=0.3)
+        assert np.abs(np.array(row.logprobs) - expected).max() > 1e-4, "it is rounded"
 
 
 def test_forked_paths_share_pages_and_match_dense(params):

@@ -41,12 +41,14 @@ def test_paged_attention_is_that_of_the_reference(backend, heads, kv_heads, slot
 @pytest.mark.parametrize("backend", ["xla", NATIVE])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint16"])
 def test_new_tokens_are_written_where_they_belong(backend, dtype):
-    """And nothing else is; bfloat16 may be kept as bits."""
-    pages, slots, K, C, N = 7, 4, 2, 6, 9
+    """And nothing else is; bfloat16 may be kept as bits. Several tokens may go to one place of page
+    0, which nobody reads."""
+    pages, slots, K, C, N = 40, 16, 3, 32, 500
     rng = np.random.default_rng(0)
     k, v = (np.array(jnp.asarray(x, dtype)) for x in rng.integers(0, 99, (2, pages, slots, K, C)))
     k_new, v_new = rng.normal(size=(2, N, K, C)).astype(np.float32)
-    slot_N = rng.permutation(pages * slots)[:N].astype(np.int32)
+    slot_N = rng.permutation(np.arange(slots, pages * slots))[:N].astype(np.int32)
+    slot_N[::9] %= slots
     before = arranged(jnp.asarray(k), jnp.asarray(v), backend)
     assert tuple(x.shape for x in before) == page_shapes(pages, slots, K, C, backend)
     assert slots_of(before[1], backend) == slots
@@ -56,7 +58,7 @@ def test_new_tokens_are_written_where_they_belong(backend, dtype):
         new = bits(jnp.asarray(new)) if dtype == "uint16" else jnp.asarray(new, dtype)
         x.reshape(pages * slots, K, C)[slot_N] = new
     for got, want in zip(after, arranged(k, v, backend), strict=True):
-        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(got[1:], want[1:])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

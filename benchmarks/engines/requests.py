@@ -26,7 +26,8 @@ class Server(Protocol):
 def play(
     server: Server, trees: Sequence[Shape], rows: int, vocab_size: int, limit: float
 ) -> Measured:
-    """Grows the trees with at most `rows` open requests; environments answer at once."""
+    """Grows the trees with at most `rows` open requests; environments answer at once. After `limit`
+    seconds nothing more is asked for; what is open then is finished, and counts."""
     rng = np.random.default_rng(0)
     contexts = [[rng.integers(0, vocab_size, n).tolist() for n in tree.context] for tree in trees]
     ready = collections.deque(
@@ -36,8 +37,8 @@ def play(
     )
     open_requests: dict[str, tuple[int, int, list[int]]] = {}
     watch = Watch(sum(tree.response_tokens for tree in trees), limit)
-    while (ready or open_requests) and not watch.over:
-        while ready and len(open_requests) < rows:
+    while open_requests or (ready and not watch.over):
+        while ready and len(open_requests) < rows and not watch.over:
             tree, node, tokens = ready.popleft()
             name = f"{tree}-{node}"
             open_requests[name] = (tree, node, tokens)

@@ -40,7 +40,7 @@ def init_copies(kv: Kv, shared: int, own: int, tile_pages: int) -> tuple[TileCop
 
     It is placed as the cache is, in jax's sense of "committed" too: programs were compiled so.
     """
-    pages = kv[0][0]
+    pages = kv[0][0]  # as `page_shapes` has them for xla
     slots, heads, channels = pages.shape[1:]
     place = pages.sharding if pages.committed else None
     if isinstance(place, NamedSharding):

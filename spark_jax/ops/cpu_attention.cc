@@ -32,10 +32,12 @@ inline void add_to(float* x, Lanes y) {
   std::memcpy(x, &y, sizeof y);
 }
 
-// Has memory bring `count` numbers.
+// Has memory bring `count` numbers, from a cache line on.
+template <typename T>
+constexpr int kOfLine = 64 / int(sizeof(T));
 template <typename T>
 inline void fetch(const T* from, int count) {
-  for (int at = 0; at < count; at += 64 / int(sizeof(T))) __builtin_prefetch(from + at);
+  for (int at = 0; at < count; at += kOfLine<T>) __builtin_prefetch(from + at);
 }
 
 // Some tokens of one key head: runs of `slots` tokens, keys [C][slots] and values [slots][C].
@@ -60,36 +62,47 @@ struct Queries {
 
 inline int padded(int tokens) { return (tokens + kLanes - 1) / kLanes * kLanes; }
 
-// Scores of `most` tokens for N queries, [query][token] with `room` tokens a query. C is the number
-// of channels, or 0: then it is `dim`.
+// Scores of P pieces of sixteen tokens for N queries, [query][token] with `room` tokens a query. C is
+// the number of channels, or 0: then it is `dim`.
+template <typename T, int C, int N, int P>
+void score_pieces(const float* q_NC, const Tokens<T>& tokens, bool first_time, int piece,
+                  float* scores, int room, int dim) {
+  const int channels = C ? C : dim, slots = tokens.slots;
+  const T *key[P], *value[P];
+  for (int i = 0; i < P; ++i) {
+    const int at = (piece + i) * kLanes;
+    key[i] = tokens.k_runs[at / slots] + at % slots;
+    value[i] = tokens.v_runs[at / slots] + at % slots * channels;
+  }
+  Lanes dot[N][P] = {};
+  for (int c = 0; c < channels; ++c) {
+    if (first_time && c * kLanes % kOfLine<T> == 0)
+      for (int i = 0; i < P; ++i) fetch(value[i] + c * kLanes, kLanes);
+    Lanes part[P];
+    for (int i = 0; i < P; ++i) part[i] = load(key[i] + int64_t(c) * slots);
+    for (int n = 0; n < N; ++n)
+      for (int i = 0; i < P; ++i) dot[n][i] += q_NC[n * channels + c] * part[i];
+  }
+  for (int n = 0; n < N; ++n)
+    for (int i = 0; i < P; ++i)
+      std::memcpy(scores + n * room + (piece + i) * kLanes, &dot[n][i], sizeof(Lanes));
+}
+
+// Scores of `most` tokens for N queries.
 template <typename T, int C, int N>
 void score(const float* q_NC, const Tokens<T>& tokens, bool first_time, int most, float* scores,
            int room, int dim) {
-  const int channels = C ? C : dim, slots = tokens.slots;
+  const int slots = tokens.slots;
   if (slots % kLanes == 0) {
     const int pieces = (most + kLanes - 1) / kLanes;
-    for (int first = 0; first < pieces; first += kPieces) {
-      const T *key[kPieces], *value[kPieces];
-      for (int i = 0; i < kPieces; ++i) {
-        const int at = std::min(first + i, pieces - 1) * kLanes;
-        key[i] = tokens.k_runs[at / slots] + at % slots;
-        value[i] = tokens.v_runs[at / slots] + at % slots * channels;
-      }
-      Lanes dot[N][kPieces] = {};
-      for (int c = 0; c < channels; ++c) {
-        if (first_time)
-          for (int i = 0; i < kPieces; ++i) fetch(value[i] + c * kLanes, kLanes);
-        Lanes part[kPieces];
-        for (int i = 0; i < kPieces; ++i) part[i] = load(key[i] + int64_t(c) * slots);
-        for (int n = 0; n < N; ++n)
-          for (int i = 0; i < kPieces; ++i) dot[n][i] += q_NC[n * channels + c] * part[i];
-      }
-      for (int n = 0; n < N; ++n)
-        for (int i = 0; i < std::min(kPieces, pieces - first); ++i)
-          std::memcpy(scores + n * room + (first + i) * kLanes, &dot[n][i], sizeof(Lanes));
-    }
+    int piece = 0;
+    for (; piece + kPieces <= pieces; piece += kPieces)
+      score_pieces<T, C, N, kPieces>(q_NC, tokens, first_time, piece, scores, room, dim);
+    for (; piece < pieces; ++piece)
+      score_pieces<T, C, N, 1>(q_NC, tokens, first_time, piece, scores, room, dim);
     return;
   }
+  const int channels = C ? C : dim;
   for (int x = 0; x < most; ++x) {  // pages of an odd size
     const T* key = tokens.k_runs[x / slots] + x % slots;
     float dot[N] = {};
@@ -250,6 +263,7 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PKCS, const T* 
   auto seen_by = [&](const TileList& list, int u, int row) {  // tokens; `row` may be none
     return row < d.B ? std::min(d.length_B[row] - list.start_U[u], list.tokens_U[u]) : 0;
   };
+  auto recent_of = [&](int row) { return d.length_B[row] < 0 ? 0 : d.recent; };  // NOBODY: none
   float* parts = scratch(size_t(place(units)) * d.H * size, 0);
   int64_t tokens = int64_t(d.B) * d.recent;
   for (int kind = 0; kind < 2; ++kind)
@@ -270,7 +284,7 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PKCS, const T* 
     int found = 0;  // rows that see something of this tile
     for (int r = 0; r < rows; ++r) {
       const int row = in_pages ? list.row_UR[u * rows + r] : unit - tiles;
-      const int some = in_pages ? seen_by(list, u, row) : d.recent;
+      const int some = in_pages ? seen_by(list, u, row) : recent_of(row);
       if (some <= 0) continue;
       std::fill_n(seen.begin() + found * G, G, some);
       of[found++] = r;
@@ -291,7 +305,8 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PKCS, const T* 
         k_runs[w] = (in_pages ? k_PKCS : k_BKCX) + at;
         v_runs[w] = (in_pages ? v_PKSC : v_BKXC) + at;
       }
-      look<T>({q, M, seen.data(), max, sum, out}, {k_runs.data(), v_runs.data(), slots, k + 1 < d.K ? slots * d.C : 0},
+      const int next = k + 1 < d.K ? slots * d.C : 0;
+      look<T>({q, M, seen.data(), max, sum, out}, {k_runs.data(), v_runs.data(), slots, next},
               scores, room, d.C);
       for (int i = 0; i < found; ++i)
         for (int g = 0; g < G; ++g) {
@@ -308,7 +323,7 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PKCS, const T* 
   std::vector<std::vector<int>> mine(d.B);
   for (int unit = 0; unit < units; ++unit) {
     if (unit >= tiles) {
-      if (d.recent > 0) mine[unit - tiles].push_back(place(unit));
+      if (recent_of(unit - tiles) > 0) mine[unit - tiles].push_back(place(unit));
       continue;
     }
     const TileList& list = d.lists[unit < shared ? 0 : 1];
@@ -452,10 +467,11 @@ ffi::Error Prefill(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuf
 
 template <typename T>
 void write(ffi::ThreadPool& pool, const T* k_NKC, const T* v_NKC, const int32_t* slot_N, int N,
-           int K, int C, int S, T* k_PKCS, T* v_PKSC) {
+           int P, int K, int C, int S, T* k_PKCS, T* v_PKSC) {
   in_parallel(pool, K, worth_threads(int64_t(N) * K * C), [&](int k) {
     for (int n = 0; n < N; ++n) {
       const int64_t page = slot_N[n] / S, slot = slot_N[n] % S, from = (int64_t(n) * K + k) * C;
+      if (slot_N[n] < 0 || page >= P) continue;
       T* key = k_PKCS + (page * K + k) * C * S + slot;
       for (int c = 0; c < C; ++c) key[int64_t(c) * S] = k_NKC[from + c];
       std::copy_n(v_NKC + from, C, v_PKSC + ((page * K + k) * S + slot) * C);
@@ -472,8 +488,8 @@ ffi::Error Write(ffi::ThreadPool pool, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::
   return by_type(k, [&](auto one) {
     using T = decltype(one);
     write<T>(pool, data<T>(k_new), data<T>(v_new), slot.typed_data(), int(slot.dimensions()[0]),
-             int(dims[1]), int(dims[2]), int(dims[3]), static_cast<T*>(k_out->untyped_data()),
-             static_cast<T*>(v_out->untyped_data()));
+             int(dims[0]), int(dims[1]), int(dims[2]), int(dims[3]),
+             static_cast<T*>(k_out->untyped_data()), static_cast<T*>(v_out->untyped_data()));
   });
 }
 

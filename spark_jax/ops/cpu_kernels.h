@@ -91,7 +91,7 @@ inline F exp_negative(F x) {
 // Memory that a thread keeps from call to call, at the beginning of a cache line.
 inline float* scratch(size_t count, int which) {
   constexpr size_t kLine = 64;
-  thread_local std::vector<float> held[3];
+  thread_local std::vector<float> held[2];
   const size_t room = count + kLine / sizeof(float);
   if (held[which].size() < room) held[which].resize(room);
   const auto at = reinterpret_cast<uintptr_t>(held[which].data());

@@ -136,7 +136,8 @@ void all_rows(const Product& p, int block, bool more) {
   for (int pass = 0, row = 0; pass < passes; ++pass) {
     const int rows = (p.N - row + passes - pass - 1) / (passes - pass);
     Ahead ahead;
-    if (more && pass * lines < V) ahead = {next + pass * lines * bytes, lines};
+    if (more && pass * lines < V)
+      ahead = {next + pass * lines * bytes, std::min(lines, V - pass * lines)};
     some_rows<V, kRows, X, W>(p, row, rows, block, ahead);
     row += rows;
   }

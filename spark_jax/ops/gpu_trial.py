@@ -78,8 +78,9 @@ def _compare(sizes: Sizes, backend: Backend) -> str:
     )  # fmt: skip
     nothing = jnp.zeros((rows, kv_heads, 1, channels), k.dtype)
     decoded, _ = jax.jit(tile_attention, static_argnames="backend")(
-        q_BTHC[:, -1], (k, v), tiles, length_B, (nothing, nothing, jnp.array(0)), backend=backend
-    )
+        q_BTHC[:, -1], (k, v), tiles, length_B, (nothing.swapaxes(2, 3), nothing, jnp.array(0)),
+        backend=backend,
+    )  # fmt: skip
     prefilled, _ = jax.jit(paged_attention, static_argnames="backend")(
         q_BTHC, k, v, table_BW, position_BT, backend=backend
     )

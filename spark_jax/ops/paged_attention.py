@@ -49,8 +49,8 @@ def gathered_attention(
 
 def paged_attention(
     q_BTHC: jax.Array,
-    k_PSKC: jax.Array,
-    v_PSKC: jax.Array,
+    k_pages: jax.Array,
+    v_pages: jax.Array,
     table_BW: jax.Array,
     position_BT: jax.Array,
     backend: Backend = "xla",
@@ -62,7 +62,8 @@ def paged_attention(
     length and costs what the longest row of the batch needs, not what the table could hold.
     """
     if backend == "native":
-        return paged_attention_native(q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT)
+        return paged_attention_native(q_BTHC, k_pages, v_pages, table_BW, position_BT)
+    k_PSKC, v_PSKC = k_pages, v_pages
     if backend != "xla":
         return paged_attention_pallas(
             q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT, interpret=backend == "pallas_interpret"

@@ -20,6 +20,7 @@ from spark_jax.ops.gpu_kernels import LOW, tile_parts_pallas
 
 OWN_STEP = 8  # tiles of one row looked at in one go
 SHARED_STEP = 2  # tiles of several rows looked at in one go
+NOBODY = -1  # length of a row whose attention nobody wants
 
 
 class Tiles(NamedTuple):
@@ -112,7 +113,8 @@ def tile_attention(
       q_BHC: queries, not scaled.
       source: with `xla` what `copy_tiles` made of these tiles, else the pages of keys and values.
       tiles: `TileLists`, in which every page of a row up to that length is in one tile.
-      length_B: tokens of each row in its pages.
+      length_B: tokens of each row in its pages; or NOBODY: then its result may be anything finite,
+        and the C++ kernels leave it out.
       recent: (k_BKCX, v_BKXC, number of tokens): tokens that follow and are not in pages yet, the
         query's own among them.
       backend: with `xla` a loop over the tiles in use, with kernels all tiles side by side.
@@ -120,9 +122,13 @@ def tile_attention(
     Returns:
       out_BHC in the dtype of q, lse_BH float32. Rows that see nothing: 0 and a very low number.
     """
+    B, H, C = q_BHC.shape
+    k_BKCX, v_BKXC, _ = recent
+    if k_BKCX.shape[2] != C or v_BKXC.shape[2:] != (k_BKCX.shape[3], C):
+        raise ValueError(f"recent keys {k_BKCX.shape} and values {v_BKXC.shape} of {C} channels")
     if backend == "native":
         return tile_attention_native(q_BHC, *source, tiles, length_B, recent)
-    B, H, C = q_BHC.shape
+    length_B = jnp.maximum(length_B, 0)
     K = source.own.v_UKXC.shape[1] if backend == "xla" else source[0].shape[2]
     G = H // K
     q_BKGC = q_BHC.reshape(B, K, G, C) * C**-0.5

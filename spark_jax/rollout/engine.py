@@ -71,7 +71,7 @@ class EngineStats:
     prefill_tokens: int = 0  # prompt tokens brought into the cache
     prefill_slots: int = 0  # tokens that prefills computed, padding included
     response_tokens: int = 0  # tokens sampled
-    decode_rows: int = 0  # rows x steps that the device computed, padding and ended rows included
+    decode_rows: int = 0  # rows x steps of the decode batches, padding and ended rows included
     read_tokens: int = 0  # cached tokens that decoding attended to, a shared one counted once
     row_tokens: int = 0  # the same if every row read its whole path itself
     evictions: int = 0
@@ -330,12 +330,13 @@ class Engine:
         start = time.perf_counter()
         token_BX, logprob_BX, stop_B = jax.device_get(self._decode(rows, B, tiles))
         self.stats.device_seconds += time.perf_counter() - start
-        steps = int((token_BX >= 0).any(0).sum())
-        self.stats.decode_rows += B * steps
-        self.stats.read_tokens += steps * int(sum(part.tokens_U.sum() for part in tiles))
-        self.stats.row_tokens += steps * self.shape.slots * sum(len(r.pages.ids) for r in rows)
+        steps_B = np.append((token_BX >= 0).sum(1), 0)  # of no row: 0
+        self.stats.decode_rows += B * int(steps_B.max())
+        for part in tiles:  # each as long as one of its rows goes on
+            self.stats.read_tokens += int((part.tokens_U * steps_B[part.row_UR].max(1)).sum())
         for b, row in enumerate(rows):
-            n = int((token_BX[b] >= 0).sum())
+            n = int(steps_B[b])
+            self.stats.row_tokens += n * self.shape.slots * len(row.pages.ids)
             row.response += token_BX[b, :n].tolist()
             row.logprobs += logprob_BX[b, :n].tolist()
             row.tokens += token_BX[b, :n].tolist()

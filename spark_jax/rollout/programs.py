@@ -16,9 +16,11 @@ from spark_jax.models.layouts import FEW_ROWS, Layout, Params
 from spark_jax.models.transformer import forward, unembed
 from spark_jax.ops.backend import Backend
 from spark_jax.ops.bits import put
+from spark_jax.ops.cpu_products import LANES
 from spark_jax.ops.paged_attention import paged_attention, slots_of, write_pages
 from spark_jax.ops.sampling import sample_tokens
 from spark_jax.ops.tile_attention import (
+    NOBODY,
     Stale,
     TileCopies,
     TileLists,
@@ -163,7 +165,7 @@ def decode_chunk(
             (k_BKCX, v_BKXC), source = layer
             k_BKCX = put(k_BKCX, np.s_[..., i], k_BKC)
             v_BKXC = put(v_BKXC, np.s_[:, :, i], v_BKC)
-            length_B = jnp.where(active_B, begin_B, 0)
+            length_B = jnp.where(active_B, begin_B, NOBODY)
             out_BHC, _ = tile_attention(
                 q_BHC, source, rows.tiles, length_B, (k_BKCX, v_BKXC, i + 1), backend
             )
@@ -194,7 +196,8 @@ def decode_chunk(
     out = Decoded(
         jnp.full((B, chunk), -1, jnp.int32), jnp.zeros((B, chunk), jnp.float32), rows.stop_B
     )
-    nothing_BKXC = jnp.zeros((B, config.kv_heads, chunk, config.head_dim), kv[0][0].dtype)
+    room = -(-chunk // LANES) * LANES if backend == "native" else chunk  # whole registers
+    nothing_BKXC = jnp.zeros((B, config.kv_heads, room, config.head_dim), kv[0][0].dtype)
     recent = ((nothing_BKXC.swapaxes(2, 3), nothing_BKXC),) * config.layers
     _, recent, rows, out = jax.lax.while_loop(running, step, (0, recent, rows, out))
 
@@ -207,7 +210,10 @@ def decode_chunk(
         k_BKCX, v_BKXC = new
         k_NKC, v_NKC = (
             x_BXKC.reshape(-1, config.kv_heads, config.head_dim)
-            for x_BXKC in (k_BKCX.transpose(0, 3, 1, 2), v_BKXC.swapaxes(1, 2))
+            for x_BXKC in (
+                k_BKCX[..., :chunk].transpose(0, 3, 1, 2),
+                v_BKXC[:, :, :chunk].swapaxes(1, 2),
+            )
         )
         return write_pages(pages, k_NKC, v_NKC, slot_N, backend)
 
