@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from dense import dense_logits, dense_logprobs
 from jax.sharding import SingleDeviceSharding
-from native import NATIVE
+from native import NATIVE, needs_native
 
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import turned
@@ -76,10 +76,10 @@ def test_sampled_logprobs_are_those_of_a_dense_pass(params, slots, chunk, backen
         np.testing.assert_allclose(row.logprobs, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("backend", [NATIVE])
-def test_a_cache_in_bfloat16_is_kept_as_bits_and_near_the_dense_pass(params, backend):
+@needs_native
+def test_a_cache_in_bfloat16_is_kept_as_bits_and_near_the_dense_pass(params):
     sizes = EngineShape(
-        rows=8, slots=16, pages=256, path_tokens=96, chunk=8, prefill_tokens=48, backend=backend
+        rows=8, slots=16, pages=256, path_tokens=96, chunk=8, prefill_tokens=48, backend="native"
     )
     engine = Engine(CONFIG, sizes, NEVER, END, "bfloat16")
     engine.use(params, 1.0)
