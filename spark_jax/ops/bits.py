@@ -19,8 +19,13 @@ def numbers(x: jax.Array) -> jax.Array:
     return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
 
 
-def put(x: jax.Array, index: Any, values: jax.Array) -> jax.Array:
-    """`x.at[index].set(values)`, in place when `x` is donated; numbers become bits if `x` is."""
+def kept_as(x: jax.Array, values: jax.Array) -> jax.Array:
+    """`values` in the type of `x`; numbers become bits if `x` is."""
     if x.dtype == jnp.uint16 and values.dtype != jnp.uint16:
         values = bits(values)
-    return x.at[index].set(values.astype(x.dtype))
+    return values.astype(x.dtype)
+
+
+def put(x: jax.Array, index: Any, values: jax.Array) -> jax.Array:
+    """`x.at[index].set(values)`, kept as `x` is; in place when `x` is donated."""
+    return x.at[index].set(kept_as(x, values))

@@ -32,9 +32,10 @@ inline void add_to(float* x, Lanes y) {
   std::memcpy(x, &y, sizeof y);
 }
 
-// Has memory bring `count` numbers, from a cache line on.
 template <typename T>
-constexpr int kOfLine = 64 / int(sizeof(T));
+constexpr int kOfLine = 64 / int(sizeof(T));  // numbers of a cache line
+
+// Has memory bring `count` numbers, from a cache line on.
 template <typename T>
 inline void fetch(const T* from, int count) {
   for (int at = 0; at < count; at += kOfLine<T>) __builtin_prefetch(from + at);
@@ -196,15 +197,11 @@ void look_for_some(const Queries& queries, int first, int count, const Tokens<T>
     look_for_some<T, C, N - 1>(queries, first, count, tokens, scores, room, dim);
 }
 
-// All queries, in passes of about as many each.
 template <typename T, int C>
 void look_sized(const Queries& queries, const Tokens<T>& tokens, float* scores, int room, int dim) {
-  const int passes = (queries.count + kQueries - 1) / kQueries;
-  for (int pass = 0, first = 0; pass < passes; ++pass) {
-    const int count = (queries.count - first + passes - pass - 1) / (passes - pass);
+  in_equal_passes(queries.count, kQueries, [&](int first, int count, int, int) {
     look_for_some<T, C, kQueries>(queries, first, count, tokens, scores, room, dim);
-    first += count;
-  }
+  });
 }
 
 // Takes tokens into the softmax of the queries. `scores` has room for kQueries times `room` tokens,

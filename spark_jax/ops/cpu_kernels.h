@@ -98,6 +98,18 @@ inline float* scratch(size_t count, int which) {
   return reinterpret_cast<float*>((at + kLine - 1) / kLine * kLine);
 }
 
+// f(first, some, pass, passes) for `count` things, at most `most` at a time and about as many each
+// time: few would not keep the multipliers busy.
+template <typename F>
+inline void in_equal_passes(int count, int most, const F& f) {
+  const int passes = (count + most - 1) / most;
+  for (int pass = 0, first = 0; pass < passes; ++pass) {
+    const int some = (count - first + passes - pass - 1) / (passes - pass);
+    f(first, some, pass, passes);
+    first += some;
+  }
+}
+
 // So many multiplications are done before another thread wakes up.
 inline bool worth_threads(int64_t multiplications) { return multiplications >= 1 << 15; }
 

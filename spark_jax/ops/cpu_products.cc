@@ -125,22 +125,18 @@ void some_rows(const Product& p, int row, int rows, int block, const Ahead& ahea
   if constexpr (R > 1) some_rows<V, R - 1, X, W>(p, row, rows, block, ahead);
 }
 
-// All rows of V blocks, in passes of about as many rows each: few would not keep the multipliers
-// busy.
+// All rows of V blocks.
 template <int V, typename X, typename W>
 void all_rows(const Product& p, int block, bool more) {
-  const int passes = (p.N + kRows - 1) / kRows;
-  const int lines = (V + passes - 1) / passes;  // V lines of weights are a step of V blocks
   const int64_t bytes = int64_t(p.width) * kLanes * sizeof(W);
   const char* next = static_cast<const char*>(p.w) + (block + V) * bytes;
-  for (int pass = 0, row = 0; pass < passes; ++pass) {
-    const int rows = (p.N - row + passes - pass - 1) / (passes - pass);
+  in_equal_passes(p.N, kRows, [&](int row, int rows, int pass, int passes) {
+    const int lines = (V + passes - 1) / passes;  // V lines of weights are a step of V blocks
     Ahead ahead;
     if (more && pass * lines < V)
       ahead = {next + pass * lines * bytes, std::min(lines, V - pass * lines)};
     some_rows<V, kRows, X, W>(p, row, rows, block, ahead);
-    row += rows;
-  }
+  });
 }
 
 template <typename X, typename W>

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from spark_jax.ops.backend import Backend
-from spark_jax.ops.bits import bits, put
+from spark_jax.ops.bits import kept_as, put
 from spark_jax.ops.cpu_kernels import paged_attention_native, write_pages_native
 from spark_jax.ops.gpu_kernels import paged_attention_pallas
 
@@ -138,10 +138,8 @@ def write_pages(
     """Writes keys and values of one token each at flat slot numbers (page * S + slot); in place
     when donated."""
     if backend == "native":
-        new = (k_NKC, v_NKC)
-        if pages[0].dtype == jnp.uint16:  # numbers become bits
-            new = (x if x.dtype == jnp.uint16 else bits(x) for x in new)
-        return write_pages_native(*pages, *(x.astype(pages[0].dtype) for x in new), slot_N)
+        new = map(kept_as, pages, (k_NKC, v_NKC))
+        return write_pages_native(*pages, *new, slot_N)
 
     def write(pages_PSKC, new_NKC):
         P, S, K, C = pages_PSKC.shape

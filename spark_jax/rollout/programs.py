@@ -160,12 +160,12 @@ def decode_chunk(
     def step(carry):
         i, recent, rows, out = carry
         active_B = rows.left_B > 0
+        length_B = jnp.where(active_B, begin_B, NOBODY)
 
         def attend(q_BHC, k_BKC, v_BKC, layer):
             (k_BKCX, v_BKXC), source = layer
             k_BKCX = put(k_BKCX, np.s_[..., i], k_BKC)
             v_BKXC = put(v_BKXC, np.s_[:, :, i], v_BKC)
-            length_B = jnp.where(active_B, begin_B, NOBODY)
             out_BHC, _ = tile_attention(
                 q_BHC, source, rows.tiles, length_B, (k_BKCX, v_BKXC, i + 1), backend
             )
