@@ -58,7 +58,7 @@ def load(model: Model, dtype: str, path_tokens: int) -> Sampler:
         save_safetensors(model.params, c, folder)
         loaded = create_model_from_safe_tensors(folder, config, dtype=jnp.dtype(dtype))
     cache = CacheConfig(
-        cache_size=2 * _power_of_two(path_tokens) + NEW_TOKENS,
+        cache_size=_prompt_size(path_tokens) + NEW_TOKENS,
         num_layers=c.layers,
         num_kv_heads=c.kv_heads,
         head_dim=c.head_dim,
@@ -72,9 +72,10 @@ def play(
     """All episodes, `rows` at a time; a turn lasts as long as its longest response."""
     order = sorted(episodes, key=lambda e: (len(e.response), sum(e.response)), reverse=True)
     batches = [order[i : i + rows] for i in range(0, len(order), rows)]
-    longest = max(e.longest() for e in episodes)
-    for exponent in range(6, _power_of_two(longest).bit_length()):  # compile before the clock runs
-        _sample(sampler, [[1] * 8] * rows, 2**exponent)
+    size = _prompt_size(min(e.context[0] for e in episodes))
+    while size <= _prompt_size(max(e.longest() for e in episodes)):
+        _sample(sampler, [[1] * 8] * rows, size)  # compiles before the clock runs
+        size *= 2
     rng = np.random.default_rng(0)
     steps = computed = 0
     watch = Watch(sum(e.response_tokens for e in episodes), limit)
@@ -92,7 +93,7 @@ def play(
                 # Always `rows` of them: another number would be compiled anew.
                 prompts = [paths[i] + new[i] for i in alive]
                 prompts += [[1]] * (rows - len(alive))
-                size = max(64, _power_of_two(max(map(len, prompts))))
+                size = _prompt_size(max(map(len, prompts)))
                 for i, ids in zip(alive, _sample(sampler, prompts, size), strict=False):
                     new[i] += ids
                 left -= NEW_TOKENS
@@ -119,5 +120,6 @@ def _sample(sampler: Sampler, prompts: list[list[int]], prompt_tokens: int) -> l
     return [np.asarray(ids).tolist() for ids in out.tokens]
 
 
-def _power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
+def _prompt_size(tokens: int) -> int:
+    """Prompts are padded to powers of two from 64 on: few programs to compile."""
+    return max(64, 1 << (tokens - 1).bit_length())

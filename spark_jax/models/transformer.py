@@ -24,9 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.layouts import Layout, Params, products, weights_on_the_left
+from spark_jax.models.layouts import Layout, Params, dense, weights_on_the_left
 from spark_jax.ops.bits import numbers
-from spark_jax.ops.cpu_products import multiply
 from spark_jax.ops.recompute import recomputed
 from spark_jax.ops.rope import rope_tables, rotate
 
@@ -94,16 +93,14 @@ class Layer(nn.Module):
         sin: jax.Array,
         kv: Any,
         attend: Attend,
-        wanted_N: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         c = self.config
-
-        def multiplied(x_ND: jax.Array, bias: bool = False, **features: int) -> list[jax.Array]:
-            return products(c, self.layout, x_ND, wanted_N, features, bias)
+        product = functools.partial(dense, c, self.layout)
 
         h_ND = RMSNorm(c, name="attention_norm")(x_ND)
-        q, kv_size = c.heads * c.head_dim, c.kv_heads * c.head_dim
-        q_NHC, k_NKC, v_NKC = multiplied(h_ND, c.qkv_bias, q=q, k=kv_size, v=kv_size)
+        q_NHC = product("q", c.heads * c.head_dim, c.qkv_bias)(h_ND)
+        k_NKC = product("k", c.kv_heads * c.head_dim, c.qkv_bias)(h_ND)
+        v_NKC = product("v", c.kv_heads * c.head_dim, c.qkv_bias)(h_ND)
         q_NHC = q_NHC.reshape(-1, c.heads, c.head_dim)
         k_NKC = k_NKC.reshape(-1, c.kv_heads, c.head_dim)
         v_NKC = v_NKC.reshape(-1, c.kv_heads, c.head_dim)
@@ -112,11 +109,12 @@ class Layer(nn.Module):
             k_NKC = RMSNorm(c, name="k_norm")(k_NKC)
         out_NHC, kv = attend(rotate(q_NHC, cos, sin), rotate(k_NKC, cos, sin), v_NKC, kv)
         out_ND = out_NHC.astype(x_ND.dtype).reshape(-1, c.heads * c.head_dim)
-        x_ND = x_ND + multiplied(out_ND, o=c.width)[0]
+        x_ND = x_ND + product("o", c.width)(out_ND)
 
         h_ND = RMSNorm(c, name="mlp_norm")(x_ND)
-        gate_NF, up_NF = multiplied(h_ND, gate=c.feed_forward, up=c.feed_forward)
-        x_ND = x_ND + multiplied(nn.silu(gate_NF) * up_NF, down=c.width)[0]
+        gate_NF = product("gate", c.feed_forward)(h_ND)
+        up_NF = product("up", c.feed_forward)(h_ND)
+        x_ND = x_ND + product("down", c.width)(nn.silu(gate_NF) * up_NF)
         return x_ND, kv
 
 
@@ -134,7 +132,6 @@ class Decoder(nn.Module):
         position_N: jax.Array,
         attend: Attend,
         kv: Any,
-        wanted_N: jax.Array | None = None,
     ) -> tuple[jax.Array, Any]:
         c = self.config
         x_ND = Embedding(c, name="embed")(tokens_N)
@@ -146,7 +143,7 @@ class Decoder(nn.Module):
                 x_ND = self._recomputed_layer(f"layers_{i}", x_ND, cos, sin, attend)
             else:
                 layer = Layer(c, self.layout, name=f"layers_{i}")
-                x_ND, kv_layer = layer(x_ND, cos, sin, kv_layer, attend, wanted_N)
+                x_ND, kv_layer = layer(x_ND, cos, sin, kv_layer, attend)
             new_kv.append(kv_layer)
         hidden_ND = RMSNorm(c, name="final_norm")(x_ND)
         if not c.tied and self.layout == "plain":  # nobody initialises the others
@@ -208,7 +205,6 @@ def forward(
     kv: tuple[Any, ...] | None = None,
     remat: bool = False,
     layout: Layout = "plain",
-    wanted_N: jax.Array | None = None,
 ) -> tuple[jax.Array, tuple[Any, ...] | None]:
     """Hidden states [N, D] (final norm applied, compute dtype) of flattened tokens, and new `kv`.
 
@@ -222,26 +218,18 @@ def forward(
       kv: one pytree per layer for `attend`, or None (then `attend` gets None).
       remat: recompute each layer in the backward pass instead of keeping its activations.
       layout: of `params` (models/layouts.py); only "plain" with `remat`.
-      wanted_N: tokens whose states are wanted (default: all). Those of others may be anything; with
-        packed weights their products are left out.
     """
     return Decoder(config, remat, layout).apply(
-        {"params": params}, tokens_N, position_N, attend, kv, wanted_N
+        {"params": params}, tokens_N, position_N, attend, kv
     )
 
 
 def unembed(
-    params: Params,
-    config: ModelConfig,
-    hidden_MD: jax.Array,
-    layout: Layout = "plain",
-    wanted_M: jax.Array | None = None,
+    params: Params, config: ModelConfig, hidden_MD: jax.Array, layout: Layout = "plain"
 ) -> jax.Array:
-    """Logits [M, V], accumulated and returned in float32. `layout`, `wanted_M` as in `forward`."""
+    """Logits [M, V], accumulated and returned in float32. `layout` as in `forward`."""
     dtype = jnp.dtype(config.dtype)
     hidden_MD = hidden_MD.astype(dtype)
-    if layout == "packed":
-        return multiply(hidden_MD, params["unembed"]["kernel"], config.vocab_size, wanted_M)
     if config.tied:
         table_VD = params["embed"]["embedding"].astype(dtype)
     elif layout == "turned":

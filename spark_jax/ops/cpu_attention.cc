@@ -216,6 +216,55 @@ void look(const Queries& queries, const Tokens<T>& tokens, float* scores, int ro
   }
 }
 
+// ---- heads of tokens: what one product makes of them
+
+struct Heads {
+  const float* x_NF;    // H queries, K keys, K values; or queries alone, which are ready then
+  const float* cos_NC;  // [N, C / 2], with sin_NC the rotary positions; or null: nothing is turned
+  const float* sin_NC;
+  const float* norms_2C;  // scales of an RMS norm of queries and of keys; or null: no norm
+  float eps;
+  int N, F, H, K, C;
+  bool has_keys() const { return F > H * C; }
+};
+
+// Head `at` of token n, normed with `norm_C` (or not), turned, and scaled.
+void turn(const Heads& a, int n, int at, const float* norm_C, float scale, float* to) {
+  const float* x = a.x_NF + int64_t(n) * a.F + int64_t(at) * a.C;
+  const float all = norm_C ? scale * inverse_rms(x, a.C, a.eps) : scale;
+  for (int c = 0; c < a.C; ++c) to[c] = x[c] * all;
+  for (int c = 0; norm_C && c < a.C; ++c) to[c] *= norm_C[c];
+  if (!a.cos_NC) return;
+  const int half = a.C / 2;
+  const float *cos = a.cos_NC + int64_t(n) * half, *sin = a.sin_NC + int64_t(n) * half;
+  for (int c = 0; c < half; ++c) {
+    const float low = to[c], high = to[c + half];
+    to[c] = low * cos[c] - high * sin[c];
+    to[c + half] = high * cos[c] + low * sin[c];
+  }
+}
+
+// Token n: its queries [H, C], scaled for attention, and its keys and values into place `at` of
+// block `block` of [blocks, K, C, room] and [blocks, K, room, C].
+template <typename T>
+void take_apart(const Heads& a, int n, float* q_HC, int64_t block, int at, int room, T* k, T* v) {
+  const float scale = 1.0f / std::sqrt(float(a.C));
+  for (int h = 0; h < a.H; ++h) turn(a, n, h, a.norms_2C, scale, q_HC + h * a.C);
+  if (!a.has_keys() || block < 0) return;
+  float* key = scratch(a.C, 1);
+  for (int head = 0; head < a.K; ++head) {
+    turn(a, n, a.H + head, a.norms_2C ? a.norms_2C + a.C : nullptr, 1.0f, key);
+    const float* value = a.x_NF + int64_t(n) * a.F + int64_t(a.H + a.K + head) * a.C;
+    const int64_t begin = (block * a.K + head) * room * a.C;
+    for (int c = 0; c < a.C; ++c) {
+      store(key[c], k + begin + int64_t(c) * room + at);
+      store(value[c], v + begin + int64_t(at) * a.C + c);
+    }
+  }
+}
+
+inline int64_t work_of(const Heads& a) { return 4 * int64_t(a.N) * a.F; }
+
 // ---- decoding: one query per row, over tiles of pages and over tokens not in pages yet
 
 struct TileList {
@@ -236,7 +285,7 @@ TileList tile_list(ffi::Buffer<ffi::S32>& page, ffi::Buffer<ffi::S32>& row,
 }
 
 struct Decoding {
-  const float* q_BHC;
+  const float* q_BHC;  // scaled
   const int32_t* length_B;
   float* out_BHC;
   float* lse_BH;
@@ -249,7 +298,6 @@ template <typename T>
 void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PKCS, const T* v_PKSC,
             const T* k_BKCX, const T* v_BKXC) {
   const int G = d.H / d.K, size = d.C + 2;  // a part: max, sum, out
-  const float scale = 1.0f / std::sqrt(float(d.C));
   // One unit of work for each tile, then one for the recent tokens of each row. A part for each of
   // a unit's rows and query heads.
   const int shared = d.lists[0].count, tiles = shared + d.lists[1].count, units = tiles + d.B;
@@ -290,7 +338,7 @@ void decode(ffi::ThreadPool& pool, const Decoding& d, const T* k_PKCS, const T* 
       for (int i = 0; i < found; ++i) {
         const int row = in_pages ? list.row_UR[u * rows + of[i]] : unit - tiles;
         const float* from = d.q_BHC + (int64_t(row) * d.H + k * G) * d.C;
-        for (int j = 0; j < G * d.C; ++j) q[i * G * d.C + j] = from[j] * scale;
+        std::copy_n(from, G * d.C, q + i * G * d.C);
       }
       const int M = found * G;
       std::fill_n(max, M, kLow);
@@ -367,20 +415,45 @@ ffi::Error by_type(ffi::AnyBuffer& cache, const F& f) {
   return ffi::Error::Success();
 }
 
-ffi::Error Decode(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuffer v, Ints length,
-                  Ints shared_page, Ints shared_row, Ints shared_start, Ints shared_tokens,
-                  Ints shared_count, Ints own_page, Ints own_row, Ints own_start, Ints own_tokens,
-                  Ints own_count, ffi::AnyBuffer k_recent, ffi::AnyBuffer v_recent, Ints number,
-                  ffi::Result<Floats> out, ffi::Result<Floats> lse) {
-  auto q_dims = q.dimensions(), k_dims = k.dimensions();
-  Decoding d{q.typed_data(),
+constexpr char kHeads[] = "heads", kEps[] = "eps";
+
+Heads heads_of(Floats& x, Floats& cos, Floats& sin, Floats& norms, int H, int K, int C, float eps) {
+  auto some = [](Floats& y) { return y.element_count() ? y.typed_data() : nullptr; };
+  return {x.typed_data(), some(cos),  some(sin), some(norms), eps, int(x.dimensions()[0]),
+          int(x.dimensions()[1]), H, K, C};
+}
+
+template <typename T>
+T* data_of(ffi::Result<ffi::AnyBuffer>& x) {
+  return static_cast<T*>(x->untyped_data());
+}
+
+ffi::Error not_in_place() {
+  return ffi::Error::InvalidArgument("keys and values have to be written in place");
+}
+
+ffi::Error Decode(ffi::ThreadPool pool, Floats x, Floats cos, Floats sin, Floats norms,
+                  ffi::AnyBuffer k_recent, ffi::AnyBuffer v_recent, ffi::AnyBuffer k,
+                  ffi::AnyBuffer v, Ints length, Ints shared_page, Ints shared_row,
+                  Ints shared_start, Ints shared_tokens, Ints shared_count, Ints own_page,
+                  Ints own_row, Ints own_start, Ints own_tokens, Ints own_count, Ints number,
+                  ffi::Result<Floats> out, ffi::Result<Floats> lse,
+                  ffi::Result<ffi::AnyBuffer> k_written, ffi::Result<ffi::AnyBuffer> v_written,
+                  ffi::Attr<int32_t, kHeads> heads, ffi::Attr<float, kEps> eps) {
+  if (k_recent.untyped_data() != k_written->untyped_data() ||
+      v_recent.untyped_data() != v_written->untyped_data())
+    return not_in_place();
+  auto k_dims = k.dimensions();
+  const Heads a = heads_of(x, cos, sin, norms, *heads, int(k_dims[1]), int(k_dims[2]), *eps);
+  float* q_BHC = scratch(size_t(a.N) * a.H * a.C, 2);
+  Decoding d{q_BHC,
              length.typed_data(),
              out->typed_data(),
              lse->typed_data(),
-             int(q_dims[0]),
-             int(q_dims[1]),
-             int(k_dims[1]),
-             int(q_dims[2]),
+             a.N,
+             a.H,
+             a.K,
+             a.C,
              int(k_dims[3]),
              int(k_recent.dimensions()[3]),
              {tile_list(shared_page, shared_row, shared_start, shared_tokens, shared_count),
@@ -388,14 +461,19 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuff
              *number.typed_data()};
   return by_type(k, [&](auto one) {
     using T = decltype(one);
-    decode<T>(pool, d, data<T>(k), data<T>(v), data<T>(k_recent), data<T>(v_recent));
+    T *k_new = data_of<T>(k_written), *v_new = data_of<T>(v_written);
+    for_rows(pool, a.N, worth_threads(work_of(a)), [&](int b) {
+      if (d.length_B[b] < 0) return;  // NOBODY
+      take_apart<T>(a, b, q_BHC + int64_t(b) * a.H * a.C, b, d.recent - 1, d.X, k_new, v_new);
+    });
+    decode<T>(pool, d, data<T>(k), data<T>(v), k_new, v_new);
   });
 }
 
 // ---- prefill: several new tokens per row, whose keys are in the pages already
 
 struct Prefilling {
-  const float* q_BTHC;
+  const float* q_BTHC;  // scaled
   const int32_t* table_BW;
   const int32_t* position_BT;
   float* out_BTHC;
@@ -407,7 +485,6 @@ template <typename T>
 void prefill(ffi::ThreadPool& pool, const Prefilling& p, const T* k_PKCS, const T* v_PKSC) {
   const int G = p.H / p.K, M = p.T * G, pages = std::max(1, kBlock / p.S);
   const int block = pages * p.S, room = padded(block);
-  const float scale = 1.0f / std::sqrt(float(p.C));
   in_parallel(pool, p.B * p.K, true, [&](int unit) {
     const int b = unit / p.K, k = unit % p.K;
     float* here = scratch(size_t(M) * 2 * (p.C + 1) + kQueries * room, 1);
@@ -418,7 +495,7 @@ void prefill(ffi::ThreadPool& pool, const Prefilling& p, const T* k_PKCS, const 
     int last = 0;
     for (int t = 0; t < p.T; ++t) {
       const float* from = p.q_BTHC + ((int64_t(b) * p.T + t) * p.H + k * G) * p.C;
-      for (int j = 0; j < G * p.C; ++j) q[t * G * p.C + j] = from[j] * scale;
+      std::copy_n(from, G * p.C, q + t * G * p.C);
       last = std::max(last, p.position_BT[b * p.T + t]);
     }
     std::fill_n(max, M, kLow);
@@ -447,16 +524,31 @@ void prefill(ffi::ThreadPool& pool, const Prefilling& p, const T* k_PKCS, const 
   });
 }
 
-ffi::Error Prefill(ffi::ThreadPool pool, Floats q, ffi::AnyBuffer k, ffi::AnyBuffer v, Ints table,
-                   Ints position, ffi::Result<Floats> out, ffi::Result<Floats> lse) {
-  auto q_dims = q.dimensions(), k_dims = k.dimensions();
-  Prefilling p{q.typed_data(),      table.typed_data(), position.typed_data(),
-               out->typed_data(),   lse->typed_data(),  int(q_dims[0]),
-               int(q_dims[1]),      int(q_dims[2]),     int(k_dims[1]),
-               int(q_dims[3]),      int(k_dims[3]),     int(table.dimensions()[1])};
+ffi::Error Prefill(ffi::ThreadPool pool, Floats x, Floats cos, Floats sin, Floats norms,
+                   ffi::AnyBuffer k, ffi::AnyBuffer v, Ints table, Ints position, Ints slot,
+                   ffi::Result<Floats> out, ffi::Result<Floats> lse,
+                   ffi::Result<ffi::AnyBuffer> k_written, ffi::Result<ffi::AnyBuffer> v_written,
+                   ffi::Attr<int32_t, kHeads> heads, ffi::Attr<float, kEps> eps) {
+  if (k.untyped_data() != k_written->untyped_data() ||
+      v.untyped_data() != v_written->untyped_data())
+    return not_in_place();
+  auto k_dims = k.dimensions(), t_dims = position.dimensions();
+  const Heads a = heads_of(x, cos, sin, norms, *heads, int(k_dims[1]), int(k_dims[2]), *eps);
+  float* q_BTHC = scratch(size_t(a.N) * a.H * a.C, 2);
+  const int P = int(k_dims[0]), S = int(k_dims[3]);
+  Prefilling p{q_BTHC,           table.typed_data(), position.typed_data(),
+               out->typed_data(), lse->typed_data(), int(t_dims[0]),
+               int(t_dims[1]),   a.H,                a.K,
+               a.C,              S,                  int(table.dimensions()[1])};
   return by_type(k, [&](auto one) {
     using T = decltype(one);
-    prefill<T>(pool, p, data<T>(k), data<T>(v));
+    T *k_new = data_of<T>(k_written), *v_new = data_of<T>(v_written);
+    for_rows(pool, a.N, worth_threads(work_of(a)), [&](int n) {
+      const int at = slot.typed_data()[n];
+      const int64_t page = at < 0 || at / S >= P ? -1 : at / S;
+      take_apart<T>(a, n, q_BTHC + int64_t(n) * a.H * a.C, page, at % S, S, k_new, v_new);
+    });
+    prefill<T>(pool, p, k_new, v_new);
   });
 }
 
@@ -480,13 +572,13 @@ ffi::Error Write(ffi::ThreadPool pool, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::
                  ffi::AnyBuffer v_new, Ints slot, ffi::Result<ffi::AnyBuffer> k_out,
                  ffi::Result<ffi::AnyBuffer> v_out) {
   if (k.untyped_data() != k_out->untyped_data() || v.untyped_data() != v_out->untyped_data())
-    return ffi::Error::InvalidArgument("pages have to be written in place");
+    return not_in_place();
   auto dims = k.dimensions();
   return by_type(k, [&](auto one) {
     using T = decltype(one);
     write<T>(pool, data<T>(k_new), data<T>(v_new), slot.typed_data(), int(slot.dimensions()[0]),
              int(dims[0]), int(dims[1]), int(dims[2]), int(dims[3]),
-             static_cast<T*>(k_out->untyped_data()), static_cast<T*>(v_out->untyped_data()));
+             data_of<T>(k_out), data_of<T>(v_out));
   });
 }
 

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -36,6 +37,21 @@ inline float wide(BFloat16 x) {
   float y;
   std::memcpy(&y, &bits, sizeof y);
   return y;
+}
+
+inline BFloat16 rounded(float x) {  // to nearest, ties to even
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+}
+inline void store(float x, float* to) { *to = x; }
+inline void store(float x, BFloat16* to) { *to = rounded(x); }
+
+// What x is divided by in an RMS norm, as a factor.
+inline float inverse_rms(const float* x, int size, float eps) {
+  float squares = 0;
+  for (int i = 0; i < size; ++i) squares += x[i] * x[i];
+  return 1.0f / std::sqrt(squares / size + eps);
 }
 
 // Sixteen numbers that the compiler keeps in registers, whatever their width here.
@@ -91,7 +107,7 @@ inline F exp_negative(F x) {
 // Memory that a thread keeps from call to call, at the beginning of a cache line.
 inline float* scratch(size_t count, int which) {
   constexpr size_t kLine = 64;
-  thread_local std::vector<float> held[2];
+  thread_local std::vector<float> held[3];
   const size_t room = count + kLine / sizeof(float);
   if (held[which].size() < room) held[which].resize(room);
   const auto at = reinterpret_cast<uintptr_t>(held[which].data());
@@ -135,6 +151,16 @@ void in_parallel(ffi::ThreadPool& pool, int count, bool worth, const F& f) {
   }
   work();
   while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
+}
+
+// f(n) for n < count, in a few spans of neighbours.
+template <typename F>
+void for_rows(ffi::ThreadPool& pool, int count, bool worth, const F& f) {
+  const int spans = std::min<int>(count, 2 * std::max<int>(1, int(pool.num_threads())));
+  in_parallel(pool, spans, worth, [&](int span) {
+    const int end = int(int64_t(count) * (span + 1) / spans);
+    for (int n = int(int64_t(count) * span / spans); n < end; ++n) f(n);
+  });
 }
 
 }  // namespace

@@ -16,11 +16,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 
 from spark_jax.keep import cache_folder, keep
 
@@ -100,51 +98,3 @@ def _processor() -> str:
             return next((line for line in file if line.startswith(("flags", "Features"))), "")
     except OSError:
         return platform.processor()
-
-
-def tile_attention_native(
-    q_BHC: jax.Array,
-    k_PKCS: jax.Array,
-    v_PKSC: jax.Array,
-    tiles: Sequence[Sequence[jax.Array]],
-    length_B: jax.Array,
-    recent: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array]:
-    """`tile_attention` over pages; `load` has to have returned ""."""
-    k_BKCX, v_BKXC, number = recent
-    length_B, (shared, own), number = jax.tree.map(
-        lambda x: jnp.asarray(x, jnp.int32), (length_B, tiles, number)
-    )
-    return _call(
-        "spark_decode", q_BHC,
-        k_PKCS, v_PKSC, length_B, *shared, *own, k_BKCX, v_BKXC, number,
-    )  # fmt: skip
-
-
-def paged_attention_native(
-    q_BTHC: jax.Array,
-    k_PKCS: jax.Array,
-    v_PKSC: jax.Array,
-    table_BW: jax.Array,
-    position_BT: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """`paged_attention`; `load` has to have returned ""."""
-    table_BW, position_BT = (jnp.asarray(x, jnp.int32) for x in (table_BW, position_BT))
-    return _call("spark_prefill", q_BTHC, k_PKCS, v_PKSC, table_BW, position_BT)
-
-
-def write_pages_native(
-    k_PKCS: jax.Array, v_PKSC: jax.Array, k_NKC: jax.Array, v_NKC: jax.Array, slot_N: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """`write_pages`, of the type that the pages have; `load` has to have returned ""."""
-    pages = tuple(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_PKCS, v_PKSC))
-    call = jax.ffi.ffi_call("spark_write", pages, input_output_aliases={0: 0, 1: 1})
-    return tuple(call(k_PKCS, v_PKSC, k_NKC, v_NKC, slot_N.astype(jnp.int32)))
-
-
-def _call(target: str, q: jax.Array, *arguments: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Output in the shape and dtype of the queries [..., H, C], log-sum-exp [..., H] float32."""
-    out = jax.ShapeDtypeStruct(q.shape, jnp.float32)
-    lse = jax.ShapeDtypeStruct(q.shape[:-1], jnp.float32)
-    out, lse = jax.ffi.ffi_call(target, (out, lse))(q.astype(jnp.float32), *arguments)
-    return out.astype(q.dtype), lse

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from spark_jax.ops.backend import Backend
 from spark_jax.ops.bits import kept_as, put
-from spark_jax.ops.cpu_kernels import paged_attention_native, write_pages_native
+from spark_jax.ops.cpu_attention import paged_attention_native, write_pages_native
 from spark_jax.ops.gpu_kernels import paged_attention_pallas
 
 BLOCK_TOKENS = 128  # cache positions looked at in one go

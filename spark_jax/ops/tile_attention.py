@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from spark_jax.ops.backend import Backend
-from spark_jax.ops.cpu_kernels import tile_attention_native
+from spark_jax.ops.cpu_attention import tile_attention_native
 from spark_jax.ops.gpu_kernels import LOW, tile_parts_pallas
 
 OWN_STEP = 8  # tiles of one row looked at in one go

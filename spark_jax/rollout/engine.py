@@ -34,7 +34,8 @@ from spark_jax.cache.tiles import (
     pages_of_tile,
 )
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.layouts import packed, turned
+from spark_jax.models.layouts import turned
+from spark_jax.models.packed import packed
 from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
 from spark_jax.rollout.engine_shape import GROUP, EngineShape, bucket, share_room
 from spark_jax.rollout.programs import DecodeRows, Weights, decode_chunk, prefill

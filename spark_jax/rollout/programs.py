@@ -13,9 +13,11 @@ import numpy as np
 from spark_jax.cache.kv import Kv
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import FEW_ROWS, Layout, Params
+from spark_jax.models.packed import forward_packed, unembed_packed
 from spark_jax.models.transformer import forward, unembed
 from spark_jax.ops.backend import Backend
 from spark_jax.ops.bits import put
+from spark_jax.ops.cpu_attention import decode_heads, prefill_heads
 from spark_jax.ops.cpu_products import LANES
 from spark_jax.ops.paged_attention import paged_attention, slots_of, write_pages
 from spark_jax.ops.sampling import sample_tokens
@@ -34,12 +36,10 @@ class Weights(NamedTuple):
 
     plain: Params | None = None
     turned: Params | None = None
-    packed: Params | None = None  # then the others are not needed
+    packed: Params | None = None  # those of the C++ kernels, which need no others
 
     def of(self, rows: int) -> tuple[Params, Layout]:
-        """What a program of so many rows uses."""
-        if self.packed is not None:
-            return self.packed, "packed"
+        """What a program of so many rows uses, without these kernels."""
         if self.turned is not None and rows <= FEW_ROWS:
             return self.turned, "turned"
         return self.plain, "plain"
@@ -95,6 +95,16 @@ def prefill(
     valid_GT = offset_T < count_G[:, None]
     position_GT = jnp.where(valid_GT, start_G[:, None] + offset_T, 0)
     slot_N = _slots(table_GW, position_GT, valid_GT, slots)
+    token_N, position_N, valid_N = (x.reshape(-1) for x in (token_GT, position_GT, valid_GT))
+    if backend == "native":
+        slot_N = jnp.where(valid_N, slot_N, -1)
+
+        def attend_heads(heads, pages):
+            out_NF, _, pages = prefill_heads(heads, pages, table_GW, position_GT, slot_N)
+            return out_NF, pages
+
+        params = weights.packed
+        return forward_packed(params, config, token_N, position_N, attend_heads, kv, valid_N)[1]
 
     def attend(q_NHC, k_NKC, v_NKC, kv_layer):
         kv_layer = write_pages(kv_layer, k_NKC, v_NKC, slot_N, backend)
@@ -103,12 +113,7 @@ def prefill(
         return out_GTHC.reshape(q_NHC.shape), kv_layer
 
     params, layout = weights.of(G * T)
-    token_N, position_N = token_GT.reshape(-1), position_GT.reshape(-1)
-    _, kv = forward(
-        params, config, token_N, position_N, attend, kv,
-        layout=layout, wanted_N=valid_GT.reshape(-1),
-    )  # fmt: skip
-    return kv
+    return forward(params, config, token_N, position_N, attend, kv, layout=layout)[1]
 
 
 @functools.partial(
@@ -140,7 +145,6 @@ def decode_chunk(
     carries.
     """
     B = rows.token_B.shape[0]
-    params, layout = weights.of(B)
     slots = slots_of(kv[0][1], backend)
     accept = stop_table_QV.shape[0] - 1
     begin_B = rows.position_B
@@ -157,10 +161,29 @@ def decode_chunk(
         enough = (i >= chunk // 4) & (8 * (started - active) >= B)
         return (i < chunk) & (active > 0) & ~enough
 
-    def step(carry):
-        i, recent, rows, out = carry
-        active_B = rows.left_B > 0
+    def look(rows, recent, i, active_B):
+        """Logits of the rows' next tokens, and `recent` with this step's keys and values."""
         length_B = jnp.where(active_B, begin_B, NOBODY)
+        layers = tuple(zip(recent, sources, strict=True))
+        if backend == "native":
+
+            def attend_heads(heads, layer):
+                (k_BKCX, v_BKXC), pages = layer
+                out_BF, _, new = decode_heads(
+                    heads, pages, rows.tiles, length_B, (k_BKCX, v_BKXC, i + 1)
+                )
+                return out_BF, new
+
+            x_BD, recent = forward_packed(
+                weights.packed,
+                config,
+                rows.token_B,
+                rows.position_B,
+                attend_heads,
+                layers,
+                active_B,
+            )
+            return unembed_packed(weights.packed, config, x_BD, active_B), recent
 
         def attend(q_BHC, k_BKC, v_BKC, layer):
             (k_BKCX, v_BKXC), source = layer
@@ -171,12 +194,16 @@ def decode_chunk(
             )
             return out_BHC, (k_BKCX, v_BKXC)
 
-        layers = tuple(zip(recent, sources, strict=True))
+        params, layout = weights.of(B)
         hidden_BD, recent = forward(
-            params, config, rows.token_B, rows.position_B, attend, layers,
-            layout=layout, wanted_N=active_B,
-        )  # fmt: skip
-        logits_BV = unembed(params, config, hidden_BD, layout, active_B)
+            params, config, rows.token_B, rows.position_B, attend, layers, layout=layout
+        )
+        return unembed(params, config, hidden_BD, layout), recent
+
+    def step(carry):
+        i, recent, rows, out = carry
+        active_B = rows.left_B > 0
+        logits_BV, recent = look(rows, recent, i, active_B)
         token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)
         stop_B = jnp.where(active_B, stop_table_QV[rows.stop_B, token_B], rows.stop_B)
         ended_B = (stop_B == accept) | (token_B == end_of_turn)
