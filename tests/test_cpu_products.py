@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from native import needs_native
 
-from spark_jax.ops.cpu_products import multiply, pack, packed_shape
+from spark_jax.ops.cpu_products import Norm, multiply, pack, packed_shape
 
 KINDS = [("float32", 2), ("bfloat16", 2), ("bfloat16", 1), ("bfloat16", 0)]
 
@@ -70,9 +70,49 @@ def test_rows_that_nobody_wants_are_zero_and_change_no_other(dtype, best):
 
 
 @needs_native
+@pytest.mark.parametrize("dtype,best", KINDS)
+@pytest.mark.parametrize("before", ["nothing", "norm", "gate"])
+@pytest.mark.parametrize("after", ["nothing", "bias", "stream"])
+def test_what_stands_before_and_after_a_product(dtype, best, before, after):
+    """Few rows, and so many that threads share them; gates so far from 0 that one side is lost."""
+    inputs, outputs = 70, 50
+    w, scale = numbers(1, inputs, outputs) / inputs**0.5, numbers(2, inputs)
+    packed = pack(jnp.asarray(w), dtype)
+    for rows in (1, 9, 300):
+        x = numbers(rows, rows, inputs * (2 if before == "gate" else 1))
+        x[0, :4] = 200, -200, 30, -30
+        wanted_N = np.arange(rows) % 5 != 4
+        known = {"bias": numbers(3, outputs), "stream": numbers(4, rows, outputs)}
+        plus = known.get(after)
+        norm = Norm(jnp.asarray(scale), 1e-5) if before == "norm" else None
+        kinds = {"best": best, "norm": norm, "gated": before == "gate"}
+        run = jax.jit(functools.partial(multiply, outputs=outputs, **kinds))
+        out = run(x, packed, wanted_N=wanted_N, plus=plus)
+        if before == "norm":
+            x = x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + 1e-5) * scale
+        if before == "gate":
+            gate, up = np.split(x.astype(np.float64), 2, axis=-1)
+            x = up * gate / (1 + np.exp(-gate))
+        if dtype == "bfloat16":
+            x = rounded(x.astype(np.float32)).astype(np.float64)
+        right = x @ (rounded(w) if dtype == "bfloat16" else w) + (0 if plus is None else plus)
+        # A last digit before rounding to bfloat16 may be another one after it.
+        close = 2e-5 if dtype == "float32" or before == "nothing" else 4e-3
+        np.testing.assert_allclose(
+            out[wanted_N], right[wanted_N], rtol=close, atol=close * np.abs(x).max()
+        )
+        assert (np.asarray(out)[~wanted_N] == 0).all()
+
+
+@needs_native
 def test_weights_of_another_size_are_refused():
     packed = pack(jnp.zeros((64, 32)), "float32")
     with pytest.raises(ValueError, match=r"\(2, 64, 16\), not \(3, 64, 16\)"):
         multiply(jnp.zeros((2, 64)), packed, 48)
     with pytest.raises(ValueError, match="not"):
         multiply(jnp.zeros((2, 65)), packed, 32)
+    with pytest.raises(ValueError, match="not"):
+        multiply(jnp.zeros((2, 64)), packed, 32, gated=True)
+    for more in ({"norm": Norm(jnp.ones(63), 1e-5)}, {"plus": jnp.ones((3, 32))}):
+        with pytest.raises(ValueError, match="of 64 -> 32"):
+            multiply(jnp.zeros((2, 64)), packed, 32, **more)
