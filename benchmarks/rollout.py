@@ -46,7 +46,6 @@ PEERS = {
     "vllm": "vLLM",
 }
 NAMES = OURS | PEERS
-LOADING = 300  # seconds that an engine may take beside sampling, where there is a limit
 ENGINES = tuple(NAMES)
 
 
@@ -64,6 +63,10 @@ def main() -> None:
     parser.add_argument(
         "--limit", type=float, default=math.inf,
         help="seconds of sampling after which a peer is measured by what it did",
+    )  # fmt: skip
+    parser.add_argument(
+        "--loading", type=float, default=300,
+        help="seconds that a peer may load and compile beside them, where there is a limit",
     )  # fmt: skip
     parser.add_argument("--out", type=pathlib.Path, help="write the results as JSON too")
     parser.add_argument("--one", type=pathlib.Path, help=argparse.SUPPRESS)  # the child's result
@@ -116,7 +119,7 @@ def _in_a_process(python: str, engine: str, rows: int, options) -> dict:
         passed = ("model", "dtype", "trees", "limit")
         arguments += [f"--{name}={getattr(options, name)}" for name in passed]
         command = [python, __file__, *arguments, f"--workload={options.workload}"]
-        most = None if math.isinf(options.limit) else options.limit + LOADING
+        most = None if math.isinf(options.limit) else options.limit + options.loading
         try:
             code = subprocess.run(command, stdout=sys.stderr, timeout=most).returncode
         except subprocess.TimeoutExpired:
