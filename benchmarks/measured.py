@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import resource
 import time
@@ -35,6 +36,13 @@ class Watch:
     @property
     def over(self) -> bool:
         return self.seconds > self.limit
+
+    @contextlib.contextmanager
+    def stopped(self):
+        """What is done inside, such as compilation, takes no time."""
+        begin = time.perf_counter()
+        yield
+        self.start += time.perf_counter() - begin
 
     def measured(self, **rest) -> Measured:
         return Measured(seconds=self.seconds, share=self.written / self.wanted, **rest)

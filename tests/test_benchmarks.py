@@ -90,6 +90,15 @@ def test_a_server_gets_every_response_of_a_tree_once():
         requests.play(Oracle(short=["0-2"]), [SMALL], rows=2, vocab_size=5, limit=math.inf)
 
 
+def test_the_watch_stands_still_while_a_peer_compiles(monkeypatch):
+    clock = iter([10, 15, 17])
+    monkeypatch.setattr(measured.time, "perf_counter", lambda: next(clock))
+    watch = measured.Watch(wanted=8, start=0)
+    with watch.stopped():
+        pass
+    assert watch.seconds == 12
+
+
 def test_a_slow_peer_is_measured_by_what_it_did_until_its_time_was_over(monkeypatch):
     clock = iter(range(100))
     monkeypatch.setattr(measured.time, "perf_counter", lambda: next(clock))

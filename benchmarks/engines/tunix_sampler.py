@@ -72,10 +72,7 @@ def play(
     """All episodes, `rows` at a time; a turn lasts as long as its longest response."""
     order = sorted(episodes, key=lambda e: (len(e.response), sum(e.response)), reverse=True)
     batches = [order[i : i + rows] for i in range(0, len(order), rows)]
-    size = _prompt_size(min(e.context[0] for e in episodes))
-    while size <= _prompt_size(max(e.longest() for e in episodes)):
-        _sample(sampler, [[1] * 8] * rows, size)  # compiles before the clock runs
-        size *= 2
+    compiled: set[int] = set()  # lengths of prompts
     rng = np.random.default_rng(0)
     steps = computed = 0
     watch = Watch(sum(e.response_tokens for e in episodes), limit)
@@ -94,6 +91,10 @@ def play(
                 prompts = [paths[i] + new[i] for i in alive]
                 prompts += [[1]] * (rows - len(alive))
                 size = _prompt_size(max(map(len, prompts)))
+                if size not in compiled:
+                    with watch.stopped():
+                        _sample(sampler, [[1]] * rows, size)
+                    compiled.add(size)
                 for i, ids in zip(alive, _sample(sampler, prompts, size), strict=False):
                     new[i] += ids
                 left -= NEW_TOKENS
