@@ -74,6 +74,7 @@ def test_a_decoding_step(channels, dtype, normed):
     length_B = np.array([len(table) * SLOTS - 3 for table in tables], np.int32)
     length_B[4] = NOBODY
     heads, (q, k, v) = made(5, rows, channels, normed)
+    heads.x_NF[4] = np.nan
     run = jax.jit(functools.partial(decode_heads, heads))
     out_BF, lse_BH, kept = run(pages, tiles, length_B, (*recent, at + 1))
 
@@ -94,6 +95,7 @@ def test_a_decoding_step(channels, dtype, normed):
     out, lse = tile_attention_native(q, *pages, tiles, length_B, (*kept, at + 1))
     close(out_BF[wanted_B], out.reshape(rows, -1)[wanted_B])
     close(lse_BH[wanted_B], lse[wanted_B])
+    assert (out_BF[4] == 0).all() and np.isfinite(lse_BH[4]).all()
 
 
 @needs_native
@@ -131,14 +133,15 @@ def test_a_prefill(dtype, normed):
 
 
 @needs_native
-def test_keys_and_values_are_written_in_place():
-    """The recent tokens are carried through every step of a chunk: a copy would cost more than the
-    step."""
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_keys_and_values_are_written_in_place(dtype):
+    """A copy of the recent tokens would cost more than the step, one of the pages more than the
+    prefill."""
     heads, _ = made(0, 4, 32, False)
-    pages = cached(1, "float32", 9, K, 32, SLOTS), cached(2, "float32", 9, K, SLOTS, 32)
+    pages = cached(1, dtype, 9, K, 32, SLOTS), cached(2, dtype, 9, K, SLOTS, 32)
     tiles = make_tiles([[1], [2], [3], [4]], 4, 2, SLOTS)
     step = functools.partial(decode_heads, heads, pages, tiles, np.full(4, 9, np.int32))
-    recent = cached(3, "float32", 4, K, 32, 16), cached(4, "float32", 4, K, 16, 32)
+    recent = cached(3, dtype, 4, K, 32, 16), cached(4, dtype, 4, K, 16, 32)
 
     def steps(recent):
         def one(i, carry):
@@ -148,8 +151,40 @@ def test_keys_and_values_are_written_in_place():
 
         return jax.lax.fori_loop(0, 9, one, (recent, jnp.zeros((4, H * 32))))
 
-    text = jax.jit(steps, donate_argnums=0).lower(recent).compile().as_text()
-    large = "f32[4,2,32,16]", "f32[4,2,16,32]"
-    assert not [
-        line for line in text.splitlines() if " copy(" in line and any(x in line for x in large)
-    ]
+    def two_prefills(pages):
+        table_BW, position_BT = np.array([[1, 2]]), np.arange(4)[None]
+        for first in (16, 20):
+            _, _, pages = prefill_heads(heads, pages, table_BW, position_BT, first + np.arange(4))
+        return pages
+
+    for run, kept in ((steps, recent), (two_prefills, pages)):
+        text = jax.jit(run, donate_argnums=0).lower(kept).compile().as_text()
+        copies = [line for line in text.splitlines() if " copy(" in line]
+        shapes = [f"[{','.join(map(str, x.shape))}]" for x in kept]
+        assert not [line for line in copies if any(shape in line for shape in shapes)]
+
+
+@needs_native
+def test_sizes_that_do_not_fit_are_refused():
+    heads, _ = made(0, 4, 32, True)
+    pages = cached(1, "float32", 9, K, 32, SLOTS), cached(2, "float32", 9, K, SLOTS, 32)
+    tiles, length_B = make_tiles([[1]] * 4, 4, 2, SLOTS), np.full(4, 9, np.int32)
+    recent = *(x[:4] for x in pages), 1
+    decode_heads(heads, pages, tiles, length_B, recent)
+    for wrong in (
+        {"number": H + 1},
+        {"norms_2C": heads.norms_2C[:1]},
+        {"cos": heads.cos[:3]},
+    ):
+        with pytest.raises(ValueError, match="heads and 2 . 2 of 32 channels do not make"):
+            decode_heads(heads._replace(**wrong), pages, tiles, length_B, recent)
+    for length, some in ((length_B[:3], recent), (length_B, (*map(bits, recent[:2]), 1))):
+        with pytest.raises(ValueError, match="have to be the same"):
+            decode_heads(heads, pages, tiles, length, some)
+    for number in (0, SLOTS + 1):
+        with pytest.raises((ValueError, jax.errors.JaxRuntimeError), match="no place for a"):
+            jax.block_until_ready(
+                decode_heads(heads, pages, tiles, length_B, (*recent[:2], number))
+            )
+    with pytest.raises(ValueError, match="4 tokens, 3 positions, 4 slots"):
+        prefill_heads(heads, pages, np.array([[1]]), np.arange(3)[None], np.arange(4))

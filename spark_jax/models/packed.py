@@ -30,24 +30,23 @@ TOGETHER = (("q", "k", "v"), ("gate", "up"), ("o",), ("down",))  # products that
 def packed(params: Params, dtype: str) -> Params:
     """Plain parameters with packed kernels of a type, those of one input side by side. A tied
     model's table is there twice: as it is, to look tokens up, and packed, to multiply with."""
-    out = {}
-    for name, entries in params.items():
-        if name.startswith("layers_"):
-            entries = {part: one for part, one in entries.items() if "kernel" not in one}
-            for group in TOGETHER:
-                parts = [params[name][part] for part in group]
-                entries["_".join(group)] = {
-                    key: jnp.concatenate([part[key] for part in parts], axis=-1) for key in parts[0]
-                }
-            entries = jax.tree_util.tree_map_with_path(
-                lambda path, x: pack(x, dtype) if path[-1].key == "kernel" else x, entries
-            )
-        out[name] = entries
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)  # what is not a kernel
+    out = {"final_norm": wide["final_norm"]}
+    for name in (name for name in params if name.startswith("layers_")):
+        layer, parts = params[name], wide[name]
+        out[name] = {norm: parts[norm] for norm in ("attention_norm", "mlp_norm")}
+        if "q_norm" in layer:
+            out[name]["head_norms"] = jnp.stack([parts[n]["scale"] for n in ("q_norm", "k_norm")])
+        for group in TOGETHER:
+            kernel_DF = jnp.concatenate([layer[part]["kernel"] for part in group], axis=-1)
+            entry = {"kernel": pack(kernel_DF, dtype)}
+            if "bias" in layer[group[0]]:
+                entry["bias"] = jnp.concatenate([parts[part]["bias"] for part in group])
+            out[name]["_".join(group)] = entry
     table_VD = params["embed"]["embedding"]
     kernel_DV = params["unembed"]["kernel"] if "unembed" in params else table_VD.T
     out["unembed"] = {"kernel": pack(kernel_DV, dtype)}
-    if table_VD.dtype == jnp.bfloat16:
-        out["embed"] = {"embedding": bits(table_VD)}
+    out["embed"] = {"embedding": bits(table_VD) if table_VD.dtype == jnp.bfloat16 else table_VD}
     return out
 
 
@@ -64,7 +63,8 @@ def forward_packed(
 
     Args:
       params: of `packed`.
-      config, tokens_N, position_N, kv: as in `forward`.
+      config, tokens_N, position_N: as in `forward`.
+      kv: one pytree per layer for `attend`.
       attend: `attend(heads, kv_layer) -> (out_NF, kv_layer)`, F = H C.
       wanted_N: tokens whose states are wanted (default: all). Those of others may be anything, and
         their products are left out.
@@ -73,15 +73,13 @@ def forward_packed(
     x_ND = numbers(params["embed"]["embedding"][tokens_N]).astype(jnp.float32)
     cos, sin = rope_tables(position_N, c.head_dim, c.rope_theta, c.rope_scaling)
     new_kv = []
-    for i, kv_layer in enumerate(kv):
+    for i, kv_layer in zip(range(c.layers), kv, strict=True):
         entries = params[f"layers_{i}"]
         product = functools.partial(_product, c, entries, wanted_N)
         heads = (c.heads + 2 * c.kv_heads) * c.head_dim
         bias = entries["q_k_v"].get("bias")
         qkv_NF = product("q_k_v", x_ND, heads, "attention_norm", plus=bias)
-        norms_2C = jnp.zeros(0)
-        if c.qk_norm:
-            norms_2C = jnp.stack([entries[name]["scale"] for name in ("q_norm", "k_norm")])
+        norms_2C = entries.get("head_norms", jnp.zeros(0))
         out_NF, kv_layer = attend(Heads(qkv_NF, cos, sin, norms_2C, c.norm_eps, c.heads), kv_layer)
         x_ND = product("o", out_NF, c.width, plus=x_ND)
         gate_up_NF = product("gate_up", x_ND, 2 * c.feed_forward, "mlp_norm")

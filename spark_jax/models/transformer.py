@@ -25,7 +25,6 @@ import jax.numpy as jnp
 
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import Layout, Params, dense, weights_on_the_left
-from spark_jax.ops.bits import numbers
 from spark_jax.ops.recompute import recomputed
 from spark_jax.ops.rope import rope_tables, rotate
 
@@ -65,7 +64,7 @@ class Embedding(nn.Module):
             (self.config.vocab_size, self.config.width),
             jnp.dtype(self.config.param_dtype),
         )
-        return numbers(table_VD[tokens_N]).astype(self.config.dtype)
+        return table_VD[tokens_N].astype(self.config.dtype)
 
 
 class Unembedding(nn.Module):

@@ -257,8 +257,8 @@ void take_apart(const Heads& a, int n, float* q_HC, int64_t block, int at, int r
     const float* value = a.x_NF + int64_t(n) * a.F + int64_t(a.H + a.K + head) * a.C;
     const int64_t begin = (block * a.K + head) * room * a.C;
     for (int c = 0; c < a.C; ++c) {
-      store(key[c], k + begin + int64_t(c) * room + at);
-      store(value[c], v + begin + int64_t(at) * a.C + c);
+      put(key[c], k + begin + int64_t(c) * room + at);
+      put(value[c], v + begin + int64_t(at) * a.C + c);
     }
   }
 }
@@ -459,6 +459,8 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats x, Floats cos, Floats sin, Floats
              {tile_list(shared_page, shared_row, shared_start, shared_tokens, shared_count),
               tile_list(own_page, own_row, own_start, own_tokens, own_count)},
              *number.typed_data()};
+  if (d.recent > d.X || (a.has_keys() && d.recent < 1))
+    return ffi::Error::InvalidArgument("there is no place for a recent token");
   return by_type(k, [&](auto one) {
     using T = decltype(one);
     T *k_new = data_of<T>(k_written), *v_new = data_of<T>(v_written);

@@ -37,6 +37,12 @@ def decode_heads(
     Returns out_BF [B, H * C], lse_BH, and the keys and values of `recent`.
     """
     k_BKCX, v_BKXC, number = recent
+    rows, types = (
+        {len(x) for x in (heads.x_NF, length_B, *recent[:2])},
+        {k_BKCX.dtype, pages[0].dtype},
+    )
+    if len(rows) > 1 or len(types) > 1:
+        raise ValueError(f"rows {rows} and types {types} have to be the same")
     length_B, (shared, own), number = jax.tree.map(
         lambda x: jnp.asarray(x, jnp.int32), (length_B, tiles, number)
     )
@@ -56,6 +62,10 @@ def prefill_heads(
 
     Returns out_NF [N, H * C], lse_NH, and the pages.
     """
+    if not len(heads.x_NF) == position_BT.size == slot_N.size:
+        raise ValueError(
+            f"{len(heads.x_NF)} tokens, {position_BT.size} positions, {slot_N.size} slots"
+        )
     places = (jnp.asarray(x, jnp.int32) for x in (table_BW, position_BT, slot_N))
     return _call("spark_prefill", heads, pages, places)
 
@@ -68,7 +78,8 @@ def tile_attention_native(
     length_B: jax.Array,
     recent: Recent,
 ) -> tuple[jax.Array, jax.Array]:
-    """`tile_attention` over pages, of queries that are ready."""
+    """`tile_attention` over pages, of queries that are ready. XLA copies what is not donated of
+    `recent`, though nothing is written."""
     out_BF, lse_BH, _ = decode_heads(_ready(q_BHC), (k_PKCS, v_PKSC), tiles, length_B, recent)
     return out_BF.reshape(q_BHC.shape).astype(q_BHC.dtype), lse_BH
 
@@ -80,7 +91,8 @@ def paged_attention_native(
     table_BW: jax.Array,
     position_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """`paged_attention`, of queries that are ready and tokens that are in their pages."""
+    """`paged_attention`, of queries that are ready and tokens that are in their pages. XLA copies
+    pages that are not donated, though nothing is written."""
     B, T, H, C = q_BTHC.shape
     heads, nowhere_N = _ready(q_BTHC.reshape(B * T, H, C)), jnp.full(B * T, -1)
     out_NF, lse_NH, _ = prefill_heads(heads, (k_PKCS, v_PKSC), table_BW, position_BT, nowhere_N)
@@ -105,15 +117,22 @@ def _call(
     target: str, heads: Heads, kept: tuple[jax.Array, jax.Array], rest: Iterable[jax.Array]
 ) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
     """`kept`: where keys and values go, [blocks, K, C, places] and [blocks, K, places, C]."""
+    (_, K, C, _), (N, F), H = kept[0].shape, heads.x_NF.shape, heads.number
+    known = F in (H * C, (H + 2 * K) * C) and heads.cos.size in (0, N * C // 2)
+    if not known or heads.norms_2C.size not in (0, 2 * C):
+        raise ValueError(
+            f"{H} heads and 2 * {K} of {C} channels do not make {heads.x_NF.shape}, turned by "
+            f"{heads.cos.shape} and normed by {heads.norms_2C.shape}"
+        )
     operands = [x.astype(jnp.float32) for x in heads[:4]]
     at = {len(operands): 2, len(operands) + 1: 3}  # input -> output
     out = [
-        jax.ShapeDtypeStruct((heads.x_NF.shape[0], heads.number * kept[0].shape[2]), jnp.float32),
-        jax.ShapeDtypeStruct((heads.x_NF.shape[0], heads.number), jnp.float32),
+        jax.ShapeDtypeStruct((N, H * C), jnp.float32),
+        jax.ShapeDtypeStruct((N, H), jnp.float32),
         *(jax.ShapeDtypeStruct(x.shape, x.dtype) for x in kept),
     ]
     call = jax.ffi.ffi_call(target, out, input_output_aliases=at)
     out_NF, lse_NH, *kept = call(
-        *operands, *kept, *rest, heads=np.int32(heads.number), eps=np.float32(heads.norm_eps)
+        *operands, *kept, *rest, heads=np.int32(H), eps=np.float32(heads.norm_eps)
     )
     return out_NF, lse_NH, tuple(kept)

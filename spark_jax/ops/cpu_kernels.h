@@ -44,10 +44,10 @@ inline BFloat16 rounded(float x) {  // to nearest, ties to even
   std::memcpy(&bits, &x, sizeof bits);
   return {uint16_t((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
-inline void store(float x, float* to) { *to = x; }
-inline void store(float x, BFloat16* to) { *to = rounded(x); }
+inline void put(float x, float* to) { *to = x; }
+inline void put(float x, BFloat16* to) { *to = rounded(x); }
 
-// What x is divided by in an RMS norm, as a factor.
+// What an RMS norm multiplies x by.
 inline float inverse_rms(const float* x, int size, float eps) {
   float squares = 0;
   for (int i = 0; i < size; ++i) squares += x[i] * x[i];

@@ -53,12 +53,14 @@ def multiply(
 
     Args:
       wanted_N: rows that matter (default: all); the others are 0, and cost nothing.
-      norm: of the rows of x, first.
+      norm: of the rows of x, first; not with `gated`.
       gated: x is [N, 2 D], and silu(first half) * second half is multiplied.
       plus: added to the result, [N, outputs] or [outputs].
       best: instructions for bfloat16 that may be used where the processor has them; 2 tile
         registers, 1 dot products, 0 neither.
     """
+    if gated and (norm or x_ND.shape[1] % 2):
+        raise ValueError(f"a gate takes two halves and no norm, not {x_ND.shape} and {norm}")
     inputs = x_ND.shape[1] // (2 if gated else 1)
     wanted = packed_shape(inputs, outputs, packed.dtype)
     if packed.shape != wanted:

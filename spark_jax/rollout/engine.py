@@ -96,9 +96,8 @@ class Engine:
         """`dtype`: of the cache, and of the weights that products read."""
         self.config = dataclasses.replace(config, dtype=dtype)
         self.dtype, self.shape, self.end_of_turn = dtype, shape, end_of_turn
-        if shape.backend == "native":  # what is not in its products is faster so (ops/bits.py)
-            self.config = dataclasses.replace(config, dtype="float32")
-            dtype = "uint16" if dtype == "bfloat16" else dtype
+        if shape.backend == "native" and dtype == "bfloat16":
+            dtype = "uint16"  # ops/bits.py
         self.pool = PagePool(shape.pages, shape.slots)
         self.kv = init_kv(config, shape.pages, shape.slots, dtype, kv_sharding, shape.backend)
         self._on_cpu = self.kv[0][0].devices().pop().platform == "cpu"

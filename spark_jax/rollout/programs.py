@@ -32,7 +32,7 @@ from spark_jax.ops.tile_attention import (
 
 
 class Weights(NamedTuple):
-    """The parameters in the orders that the programs want (models/layouts.py)."""
+    """The parameters in the orders that the programs want (models/layouts.py, models/packed.py)."""
 
     plain: Params | None = None
     turned: Params | None = None
