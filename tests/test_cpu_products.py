@@ -71,14 +71,16 @@ def test_rows_that_nobody_wants_are_zero_and_change_no_other(dtype, best):
 
 @needs_native
 @pytest.mark.parametrize("dtype,best", KINDS)
-@pytest.mark.parametrize("before", ["nothing", "norm", "gate"])
-@pytest.mark.parametrize("after", ["nothing", "bias", "stream"])
+@pytest.mark.parametrize(
+    "before,after",
+    [("norm", "bias"), ("norm", "nothing"), ("gate", "stream"), ("nothing", "stream")],
+)
 def test_what_stands_before_and_after_a_product(dtype, best, before, after):
     """Few rows, and so many that threads share them; gates so far from 0 that one side is lost."""
     inputs, outputs = 70, 50
     w, scale = numbers(1, inputs, outputs) / inputs**0.5, numbers(2, inputs)
     packed = pack(jnp.asarray(w), dtype)
-    for rows in (1, 9, 300):
+    for rows in (9, 300):
         x = numbers(rows, rows, inputs * (2 if before == "gate" else 1))
         x[0, :4], x[0, inputs - 2 : inputs] = (200, -200, 30, -30), (90, -90)
         wanted_N = np.arange(rows) % 5 != 4
