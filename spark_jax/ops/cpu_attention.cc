@@ -428,6 +428,12 @@ T* data_of(ffi::Result<ffi::AnyBuffer>& x) {
   return static_cast<T*>(x->untyped_data());
 }
 
+// Whether keys and values are written where they were read.
+bool in_place(ffi::AnyBuffer& k, ffi::AnyBuffer& v, ffi::Result<ffi::AnyBuffer>& k_out,
+              ffi::Result<ffi::AnyBuffer>& v_out) {
+  return k.untyped_data() == k_out->untyped_data() && v.untyped_data() == v_out->untyped_data();
+}
+
 ffi::Error not_in_place() {
   return ffi::Error::InvalidArgument("keys and values have to be written in place");
 }
@@ -440,9 +446,7 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats x, Floats cos, Floats sin, Floats
                   ffi::Result<Floats> out, ffi::Result<Floats> lse,
                   ffi::Result<ffi::AnyBuffer> k_written, ffi::Result<ffi::AnyBuffer> v_written,
                   ffi::Attr<int32_t, kHeads> heads, ffi::Attr<float, kEps> eps) {
-  if (k_recent.untyped_data() != k_written->untyped_data() ||
-      v_recent.untyped_data() != v_written->untyped_data())
-    return not_in_place();
+  if (!in_place(k_recent, v_recent, k_written, v_written)) return not_in_place();
   auto k_dims = k.dimensions();
   const Heads a = heads_of(x, cos, sin, norms, *heads, int(k_dims[1]), int(k_dims[2]), *eps);
   float* q_BHC = scratch(size_t(a.N) * a.H * a.C, 2);
@@ -464,7 +468,7 @@ ffi::Error Decode(ffi::ThreadPool pool, Floats x, Floats cos, Floats sin, Floats
   return by_type(k, [&](auto one) {
     using T = decltype(one);
     T *k_new = data_of<T>(k_written), *v_new = data_of<T>(v_written);
-    for_rows(pool, a.N, worth_threads(work_of(a)), [&](int b) {
+    in_spans(pool, a.N, worth_threads(work_of(a)), [&](int b, bool) {
       if (d.length_B[b] < 0) return;  // NOBODY
       take_apart<T>(a, b, q_BHC + int64_t(b) * a.H * a.C, b, d.recent - 1, d.X, k_new, v_new);
     });
@@ -531,9 +535,7 @@ ffi::Error Prefill(ffi::ThreadPool pool, Floats x, Floats cos, Floats sin, Float
                    ffi::Result<Floats> out, ffi::Result<Floats> lse,
                    ffi::Result<ffi::AnyBuffer> k_written, ffi::Result<ffi::AnyBuffer> v_written,
                    ffi::Attr<int32_t, kHeads> heads, ffi::Attr<float, kEps> eps) {
-  if (k.untyped_data() != k_written->untyped_data() ||
-      v.untyped_data() != v_written->untyped_data())
-    return not_in_place();
+  if (!in_place(k, v, k_written, v_written)) return not_in_place();
   auto k_dims = k.dimensions(), t_dims = position.dimensions();
   const Heads a = heads_of(x, cos, sin, norms, *heads, int(k_dims[1]), int(k_dims[2]), *eps);
   float* q_BTHC = scratch(size_t(a.N) * a.H * a.C, 2);
@@ -545,7 +547,7 @@ ffi::Error Prefill(ffi::ThreadPool pool, Floats x, Floats cos, Floats sin, Float
   return by_type(k, [&](auto one) {
     using T = decltype(one);
     T *k_new = data_of<T>(k_written), *v_new = data_of<T>(v_written);
-    for_rows(pool, a.N, worth_threads(work_of(a)), [&](int n) {
+    in_spans(pool, a.N, worth_threads(work_of(a)), [&](int n, bool) {
       const int at = slot.typed_data()[n];
       const int64_t page = at < 0 || at / S >= P ? -1 : at / S;
       take_apart<T>(a, n, q_BTHC + int64_t(n) * a.H * a.C, page, at % S, S, k_new, v_new);
@@ -573,8 +575,7 @@ void write(ffi::ThreadPool& pool, const T* k_NKC, const T* v_NKC, const int32_t*
 ffi::Error Write(ffi::ThreadPool pool, ffi::AnyBuffer k, ffi::AnyBuffer v, ffi::AnyBuffer k_new,
                  ffi::AnyBuffer v_new, Ints slot, ffi::Result<ffi::AnyBuffer> k_out,
                  ffi::Result<ffi::AnyBuffer> v_out) {
-  if (k.untyped_data() != k_out->untyped_data() || v.untyped_data() != v_out->untyped_data())
-    return not_in_place();
+  if (!in_place(k, v, k_out, v_out)) return not_in_place();
   auto dims = k.dimensions();
   return by_type(k, [&](auto one) {
     using T = decltype(one);

@@ -153,13 +153,13 @@ void in_parallel(ffi::ThreadPool& pool, int count, bool worth, const F& f) {
   while (shared->done.load(std::memory_order_acquire) < count) std::this_thread::yield();
 }
 
-// f(n) for n < count, in a few spans of neighbours.
+// f(n, whether this thread goes on with n + 1) for n < count, in a few spans of neighbours.
 template <typename F>
-void for_rows(ffi::ThreadPool& pool, int count, bool worth, const F& f) {
+void in_spans(ffi::ThreadPool& pool, int count, bool worth, const F& f) {
   const int spans = std::min<int>(count, 2 * std::max<int>(1, int(pool.num_threads())));
   in_parallel(pool, spans, worth, [&](int span) {
     const int end = int(int64_t(count) * (span + 1) / spans);
-    for (int n = int(int64_t(count) * span / spans); n < end; ++n) f(n);
+    for (int n = int(int64_t(count) * span / spans); n < end; ++n) f(n, n + 1 < end);
   });
 }
 

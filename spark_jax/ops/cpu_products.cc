@@ -74,11 +74,8 @@ struct Ahead {
 template <typename F>
 void by_blocks(ffi::ThreadPool& pool, const Product& p, int wide, const F& f) {
   const int units = (p.blocks() + wide - 1) / wide;
-  const int spans = std::min<int>(units, 2 * std::max<int>(1, int(pool.num_threads())));
-  in_parallel(pool, spans, p.worth(), [&](int span) {
-    const int end = int(int64_t(units) * (span + 1) / spans);
-    for (int unit = int(int64_t(units) * span / spans); unit < end; ++unit)
-      f(unit * wide, std::min(wide, p.blocks() - unit * wide), unit + 1 < end);
+  in_spans(pool, units, p.worth(), [&](int unit, bool more) {
+    f(unit * wide, std::min(wide, p.blocks() - unit * wide), more);
   });
 }
 
@@ -294,7 +291,7 @@ template <bool Rounded, typename X>
 X* wanted_rows(ffi::ThreadPool& pool, const Product& p, const Activations& a, int rows) {
   X* out = reinterpret_cast<X*>(scratch(size_t(rows) * p.width * sizeof(X) / sizeof(float), 0));
   const bool worth = worth_threads(int64_t(p.N) * p.D * (a.gated ? 8 : 1));
-  for_rows(pool, p.N, worth, [&](int n) {
+  in_spans(pool, p.N, worth, [&](int n, bool) {
     X* to = out + int64_t(n) * p.width;
     if constexpr (Rounded) {
       float* row = scratch(p.D, 1);
