@@ -10,8 +10,8 @@ wrote <explore>; more SFT gets the seconds that its RL took. Every run is a proc
 a second call goes on where the first one stopped. Several calls may run side by side, with
 other --seeds or --methods or with the same ones: no run is ever played by two of them. The tables
 and the plot are printed and written to RUNS/evidence.md and .svg after every call, with a list of
-what is missing of the methods that were asked for or begun. Any setting may be overridden
-(--config.rl.iterations=20); it holds for all runs.
+what is missing of the methods that were asked for or begun. Any setting that methods do not
+differ in may be overridden (--config.rl.tasks_per_iteration=8); it holds for all runs.
 docs/results/README.md says how the comparison is fair and how to read it.
 """
 

@@ -1,9 +1,9 @@
-"""SPARK on the toy chain of rooms: the whole machinery in a minute, optimum known.
+"""SPARK on the toy chain of rooms: the whole machinery, optimum known.
 
     python -m spark_jax.main --config=configs/toy.py:learn --workdir=runs/toy
 
 Presets:
-  nano   what the tests run: the smallest model, a few seconds, learns nothing.
+  nano   what the tests run: the smallest model, within a minute, learns nothing.
   learn  the tiny model learns by RL alone which of four doors is right in each room, two of them
          in a row: success on train tasks 0.3 -> 0.95, about seven minutes on one core of
          a busy machine.

@@ -1,4 +1,5 @@
-"""What makes a step a fork (the paper's ablation): the model's tag, chance, every step, none.
+"""What makes a step a fork: the model's tag, chance, every step, none (the paper's ablation),
+and beyond it entropy and the calibrated mix.
 
 `random` forks about as often as the tag of the tiny preset asks for (27 % of the steps). `never`
 plays N separate episodes, so that every setting has the same number of leaves.
