@@ -2,7 +2,6 @@
 environments that answer at once. What a leaf does depends on its identity only."""
 
 import collections
-import dataclasses
 import random
 
 from spark_jax.cache.pool import Pages
@@ -34,18 +33,13 @@ class ByteCodec:
 DIALOGUE = Dialogue(ByteCodec(), "play", lambda start: f"{start.goal}: {start.observation}")
 
 
-@dataclasses.dataclass(frozen=True)
-class Shape:
-    rows: int = 8
-
-
 class ScriptedEngine:
     """Finishes a random choice of its rows each round; `latency` seeds the choice."""
 
     end_of_turn = END
 
     def __init__(self, explore_rate, latency=0, fork_at="next_step"):
-        self.shape, self.rows = Shape(), []
+        self.capacity, self.rows = 8, []
         self.explore_rate, self.fork_at = explore_rate, fork_at
         self.latency = random.Random(latency)
         self.alive = 0

@@ -9,7 +9,13 @@ import pytest
 
 from spark_jax.envs import toy
 from spark_jax.envs.copies import Copies
-from spark_jax.envs.pool import EnvironmentDied, EnvPool, ReplayMismatch, default_workers
+from spark_jax.envs.pool import (
+    BROKEN,
+    EnvironmentDied,
+    EnvPool,
+    ReplayMismatch,
+    default_workers,
+)
 from spark_jax.envs.scienceworld import expert
 from spark_jax.run import worlds
 from spark_jax.types import PastStep, Start, StepResult, Task, UserError
@@ -226,6 +232,26 @@ def test_an_environment_that_always_dies_is_a_clear_error():
             pool.collect()
         assert issubclass(EnvironmentDied, UserError)
         pool.release("path")
+
+
+class Poisoned(toy.ToyEnvironment):
+    def step(self, action):
+        if action == "poison":
+            raise OSError("broken pipe")
+        return super().step(action)
+
+
+def test_an_action_that_ends_every_environment_ends_its_path(caplog):
+    past = played(toy.solution(TASK)[:2])
+    with EnvPool(Poisoned, workers=1) as pool:
+        pool.submit("path", TASK, past, "poison")
+        [(_, result)] = pool.collect()
+        assert result == StepResult(BROKEN, 0.0, True, False, False)
+        assert pool.stats["broken_actions"] == 1 and pool.stats["env_steps"] == 0
+        assert "'poison' ends the environment" in caplog.text
+        pool.release("path")
+        pool.submit("other", TASK, past, "go on")  # the worker lives on
+        assert pool.collect()[0][1].observation != BROKEN
 
 
 def test_a_corrupted_observation_is_detected(caplog):

@@ -54,6 +54,9 @@ def run(mesh, optimiser=adamw):
                 x.sharding.is_equivalent_to(s, x.ndim), (x.sharding, s)), tree, wanted)
         jax.tree.map(lambda x, s: np.testing.assert_(x.sharding.is_equivalent_to(s, x.ndim)),
                      state, state_shardings(optimiser(), params, mesh))
+        jax.tree.map(lambda x, s: np.testing.assert_(
+            (x.shape, x.dtype) == (s.shape, s.dtype)
+            and x.sharding.is_equivalent_to(s.sharding, x.ndim)), state, steps.shapes(params))
         if mesh.shape["fsdp"] > 1:
             (kernel,) = [x for path, x in jax.tree_util.tree_leaves_with_path(state)
                          if "mu" in str(path) and "layers_0" in str(path) and "down" in str(path)]

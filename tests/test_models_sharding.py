@@ -10,7 +10,14 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from spark_jax.models.config import ModelConfig, parameter_count
-from spark_jax.models.sharding import AXES, RULES, make_mesh, param_shardings, spec_of
+from spark_jax.models.sharding import (
+    AXES,
+    RULES,
+    cache_sharding,
+    make_mesh,
+    param_shardings,
+    spec_of,
+)
 from spark_jax.models.transformer import param_shapes
 from spark_jax.types import UserError
 
@@ -118,6 +125,22 @@ def test_rules_are_data():
     rules = ((r"/q/kernel$", PartitionSpec()), *RULES)
     assert spec_of("layers_0/q/kernel", (8, 8), mesh, rules) == PartitionSpec(None, None)
     assert spec_of("layers_0/k/kernel", (8, 8), mesh, rules) == PartitionSpec("fsdp", "tensor")
+
+
+def test_a_cache_is_cut_by_heads_as_far_as_they_go():
+    mesh = AbstractMesh((1, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)
+    axes = {4: ("fsdp", "tensor"), 2: "tensor", 3: None, 8: ("fsdp", "tensor")}
+    for heads, names in axes.items():
+        spec = cache_sharding(heads, mesh).spec
+        assert (spec[2] if len(spec) else None) == names
+    mesh = AbstractMesh((1, 2, 3), AXES, axis_types=(AxisType.Auto,) * 3)
+    assert cache_sharding(2, mesh).spec[2] == "fsdp"
+
+
+def test_runs_of_several_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(UserError, match="one of 4 JAX processes"):
+        make_mesh(data=-1)
 
 
 def test_mesh_sizes():

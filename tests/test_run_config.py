@@ -232,6 +232,7 @@ def test_resume_checks_the_config(tmp_path):
     assert start_or_resume(tmp_path, config) is False
     assert start_or_resume(tmp_path, config) is True
     assert flatten(read_config(tmp_path)) == flatten(config)
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
 
     longer = load_config(
         SCIENCEWORLD, [constant, "rl.iterations=50", "eval.splits=L0", "env.workers=1"]
@@ -244,6 +245,7 @@ def test_resume_checks_the_config(tmp_path):
 
     falling = load_config(SCIENCEWORLD, ["rl.decay_to=0"])
     start_or_resume(tmp_path / "falling", falling)
+    (tmp_path / "falling" / "eval.json").touch()
     with pytest.raises(UserError, match=r"config\.rl\.iterations"):  # every rate would differ
         start_or_resume(
             tmp_path / "falling", load_config(SCIENCEWORLD, ["rl.decay_to=0", "rl.iterations=50"])
@@ -258,9 +260,25 @@ def test_resume_checks_the_config(tmp_path):
     )  # a refused config leaves the folder as it was
 
 
+def test_settings_may_be_corrected_before_anything_is_learned(tmp_path):
+    start_or_resume(tmp_path, load_config(SCIENCEWORLD))
+    (tmp_path / "checkpoints" / "3.orbax-checkpoint-tmp-1").mkdir(parents=True)
+    (tmp_path / "warmup.jsonl").write_text("of the old settings")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("of the old settings")
+    assert start_or_resume(tmp_path, load_config(SCIENCEWORLD)) is True
+    assert (tmp_path / "warmup.jsonl").exists() and (tmp_path / "tokenizer").exists()
+
+    other = load_config(SCIENCEWORLD, ["sft.trajectories=40"])
+    assert start_or_resume(tmp_path, other) is False
+    assert flatten(read_config(tmp_path)) == flatten(other)
+    assert not (tmp_path / "warmup.jsonl").exists() and not (tmp_path / "tokenizer").exists()
+
+
 def test_resume_notices_keys_that_came_or_went(tmp_path):
     config = base_config()
     start_or_resume(tmp_path, config)
+    (tmp_path / "checkpoints" / "reference").mkdir(parents=True)
     stored = json.loads((tmp_path / "config.json").read_text())
     del stored["rl"]["clip"]
     (tmp_path / "config.json").write_text(json.dumps(stored))

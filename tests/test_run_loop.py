@@ -79,10 +79,13 @@ def test_sampler_and_trainer_agree(unbroken):
 
 
 def test_a_run_on_a_mesh_is_the_run_on_one_device(unbroken, tmp_path):
+    """Two samplers, each on two devices; the learner on all four."""
     flags = os.environ["XLA_FLAGS"] + " --xla_force_host_platform_device_count=4"
     devices = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    mesh = ["--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.rl.iterations=1"]
+    mesh = ["--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.rl.iterations=2"]
     play(tmp_path, *mesh, environment=devices)
+    rl = [row for row in read_metrics(tmp_path) if row["phase"] == "rl"]
+    assert [row["time/compilations"] for row in rl[1:]] == [0]
     ours, theirs = (
         [row for row in lines(folder) if row["phase"] != "eval"][:4]
         for folder in (tmp_path, unbroken[0])
@@ -128,6 +131,25 @@ def test_a_run_killed_at_random_moments_gives_the_same_metrics(unbroken, tmp_pat
         a, b = (read_trees(tree_path(f, iteration)) for f in (folder, tmp_path))
         assert a == b
     assert read_evaluations(tmp_path) == read_evaluations(folder)
+
+
+def test_a_run_that_ends_with_the_warm_up_keeps_its_evaluation(unbroken, tmp_path):
+    only = "--config.rl.iterations=0"
+    play(tmp_path, only)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert lines(tmp_path) == [r for r in lines(unbroken[0])[:4]]
+    done = play(tmp_path, only)
+    assert "episode" not in done.stderr and (tmp_path / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_start_that_failed_leaves_nothing_in_the_way(tmp_path):
+    wrong = ["--config.model.preset=smollm2", "--config.model.path=/nowhere"]
+    done = subprocess.run(
+        command(tmp_path, *wrong), cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 2 and "/nowhere" in done.stderr
+    play(tmp_path, "--config.rl.iterations=0")
 
 
 def test_another_config_is_refused(unbroken):

@@ -34,6 +34,12 @@ def init_kv(
     return tuple((zeros(keys), zeros(values)) for _ in range(config.layers))
 
 
+def pinned(kv: Kv, place: NamedSharding | None) -> Kv:
+    """Says in a program that the cache stays where it is: the compiler is free to lay results out
+    in another way, which would cost a second cache and compilations."""
+    return kv if place is None else jax.lax.with_sharding_constraint(kv, place)
+
+
 def init_copies(kv: Kv, shared: int, own: int, tile_pages: int) -> tuple[TileCopies, ...]:
     """Room of each layer for the copies of tiles of `tile_pages` pages, so many of each kind (the
     kernels need none).
@@ -44,7 +50,7 @@ def init_copies(kv: Kv, shared: int, own: int, tile_pages: int) -> tuple[TileCop
     slots, heads, channels = pages.shape[1:]
     place = pages.sharding if pages.committed else None
     if isinstance(place, NamedSharding):
-        place = NamedSharding(place.mesh, PartitionSpec(None, *place.spec[2:3]))
+        place = place_of_copies(place)
 
     def zeros(*shape):
         return jnp.zeros(shape, pages.dtype, device=place)
@@ -56,7 +62,15 @@ def init_copies(kv: Kv, shared: int, own: int, tile_pages: int) -> tuple[TileCop
     return tuple(TileCopies(room(shared), room(own)) for _ in kv)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def copy_pages(kv: Kv, source_X: jax.Array, target_X: jax.Array) -> Kv:
+def place_of_copies(place: NamedSharding) -> NamedSharding:
+    """Where the copies of tiles lie for a cache at `place`: heads are cut as there."""
+    return NamedSharding(place.mesh, PartitionSpec(None, *place.spec[2:3]))
+
+
+@functools.partial(jax.jit, static_argnames="place", donate_argnums=0)
+def copy_pages(
+    kv: Kv, source_X: jax.Array, target_X: jax.Array, place: NamedSharding | None = None
+) -> Kv:
     """Copies whole pages. Unused places of the two lists name page 0 (scratch) twice."""
-    return jax.tree.map(lambda pages: put(pages, target_X, pages[source_X]), kv)
+    kv = jax.tree.map(lambda pages: put(pages, target_X, pages[source_X]), kv)
+    return pinned(kv, place)

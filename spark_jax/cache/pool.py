@@ -23,6 +23,7 @@ class Pages:
 
     ids: list[int] = dataclasses.field(default_factory=list)
     length: int = 0
+    home: int = -1  # which of several pools they are of (rollout/engines.py)
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -100,7 +101,7 @@ class PagePool:
         ids = held.ids[: self.pages_for(held.length)]
         for page in ids:
             self.holders[page] += 1
-        return Pages(list(ids), held.length)
+        return Pages(list(ids), held.length, held.home)
 
     def keep(self, held: Pages, tokens: int) -> None:
         """Gives up what `held` has beyond its first `tokens` tokens."""

@@ -30,6 +30,7 @@ MOST_BYTES = 8e9  # all environments together, unless env.workers says how many
 
 _RESTARTS = 3  # fresh environments tried for one job when environments die
 _MISMATCH_RETRIES = 2  # fresh environments tried for one job when a replay differs
+BROKEN = "The game broke down."  # what is observed after an action that ends every environment
 
 
 class ReplayMismatch(UserError):
@@ -74,9 +75,13 @@ class EnvPool:
         make_env: makes one environment; called in the worker's thread, when first needed.
         workers: how many environments live at most (at least 1; one is enough for any tree).
 
+    An action that ends several fresh environments, each of which had replayed what came before it,
+    ends its path: it is answered with BROKEN, invalid and done. In a worker that has never played
+    any action it is an error.
+
     `stats` counts `env_steps` (new steps), `replay_steps`, `replay_mismatches`, `worker_restarts`,
-    `loads` (tasks started), `step_seconds` (time inside environments, all workers together) and
-    `remembered_steps` (only in front of it: envs/remember.py).
+    `broken_actions`, `loads` (tasks started), `step_seconds` (time inside environments, all workers
+    together) and `remembered_steps` (only in front of it: envs/remember.py).
     """
 
     def __init__(self, make_env: Callable[[], Environment], workers: int):
@@ -87,6 +92,7 @@ class EnvPool:
             "replay_steps": 0,
             "replay_mismatches": 0,
             "worker_restarts": 0,
+            "broken_actions": 0,
             "loads": 0,
             "remembered_steps": 0,
             "step_seconds": 0.0,
@@ -246,6 +252,8 @@ class _Worker:
         self._copies = copies
         self._env: Environment | None = None
         self._at: tuple[Task, tuple[PastStep, ...]] | None = None  # state of the environment
+        self._acting = False  # in the new action of a job, everything before it done
+        self._played = False  # whether any action was ever answered
         self.thread = threading.Thread(target=self._run, name="environment", daemon=True)
         self.thread.start()
 
@@ -261,8 +269,9 @@ class _Worker:
         self._drop()
 
     def _play_surely(self, job: _Job, stats: collections.Counter) -> Start | StepResult:
-        died = differed = 0
+        died = differed = acting = 0
         while True:
+            self._acting = False
             try:
                 return self._play(job, stats)
             except ReplayMismatch as error:
@@ -274,7 +283,15 @@ class _Worker:
             except UserError:
                 raise
             except Exception as error:
-                died += 1
+                died, acting = died + 1, acting + self._acting
+                if died > _RESTARTS and acting == died and self._played:
+                    stats["broken_actions"] += 1
+                    _log.warning(
+                        "the action %r ends the environment of %s (%s): its path ends there",
+                        job.action, _name(job.task), _first_line(error),
+                    )  # fmt: skip
+                    self._drop()
+                    return StepResult(BROKEN, 0.0, True, False, False)
                 if died > _RESTARTS:
                     raise EnvironmentDied(
                         f"The environment of {_name(job.task)} died {died} times at step "
@@ -295,8 +312,9 @@ class _Worker:
                 return self._replay(job, stats)
             if self._at != (job.task, job.past) and not self._copied(job):
                 self._replay(job, stats)
-            self._at = None
+            self._at, self._acting = None, True
             result = self._env.step(job.action)
+            self._played = True
             stats["env_steps"] += 1
             self._at = (job.task, (*job.past, PastStep(job.action, result.observation)))
             self._copies.keep(self._at, self._env)
@@ -322,6 +340,7 @@ class _Worker:
             raise _mismatch(job.task, 0, expected.observation, start.observation)
         for number, (action, observation) in enumerate(job.past, 1):
             seen = self._env.step(action).observation
+            self._played = True
             stats["replay_steps"] += 1
             if seen != observation:
                 raise _mismatch(job.task, number, observation, seen)

@@ -54,6 +54,7 @@ class Steps(NamedTuple):
     """Jitted functions; see the module docstring. `z` and `learning_rate` are traced numbers."""
 
     init: Callable[[Params], Any]  # params -> opt_state, sharded as the params
+    shapes: Callable[[Params], Any]  # of that opt_state, from params or their shapes: no memory
     zero: Callable[[Params], Sums]
     score: Callable[[Params, PackedBatch], tuple[jax.Array, jax.Array]]  # (logp_RM, entropy_RM)
     gradient: Callable[[Params, Sums, PackedBatch, float], Sums]  # donates the sums
@@ -210,6 +211,17 @@ def make_steps(
             return state
         return jax.lax.with_sharding_constraint(state, state_shardings(optimizer, params, mesh))
 
+    def shapes(params):
+        state = jax.eval_shape(functools.partial(_init, optimizer), params)
+        if mesh is None:
+            here = jax.tree.leaves(params)[0].sharding
+            places = jax.tree.map(lambda _: here, state)
+        else:
+            places = state_shardings(optimizer, params, mesh)
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), state, places
+        )
+
     def empty_metrics(params, rows, targets, dtype):
         number = jax.ShapeDtypeStruct((rows, targets), dtype)
         index = jax.ShapeDtypeStruct((rows, targets), jnp.int32)
@@ -261,6 +273,7 @@ def make_steps(
 
     return Steps(
         init=jax.jit(init),
+        shapes=shapes,
         zero=jax.jit(zero),
         score=jax.jit(score),
         gradient=jax.jit(gradient, donate_argnums=1),

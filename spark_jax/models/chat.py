@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
+from spark_jax.keep import keep
 from spark_jax.models.tokenizer import load_tokenizer, token_bytes
 from spark_jax.types import UserError
 
@@ -198,12 +199,9 @@ class Codec:
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and codec.json."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        self._tokenizer.save(str(folder / "tokenizer.json"))
-        (folder / "codec.json").write_text(
-            json.dumps({"format": self.format, "vocab_size": self.vocab_size}) + "\n"
-        )
+        about = json.dumps({"format": self.format, "vocab_size": self.vocab_size}) + "\n"
+        keep(Path(folder) / "tokenizer.json", self._tokenizer.to_str(pretty=True).encode())
+        keep(Path(folder) / "codec.json", about.encode())
 
     @classmethod
     def load(cls, folder: str | Path, vocab_size: int | None = None) -> Codec:

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from math import prod
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import (
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
+    Sharding,
+    SingleDeviceSharding,
+)
 
 from spark_jax.models.transformer import Params
 from spark_jax.types import UserError
@@ -38,8 +45,14 @@ def make_mesh(
 ) -> Mesh:
     """A mesh with axes data, fsdp, tensor (Auto). One size may be -1: all remaining devices.
 
-    Raises UserError when the sizes do not multiply to the number of devices.
+    Raises UserError when the sizes do not multiply to the number of devices, or when the devices
+    belong to several processes.
     """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"this is one of {jax.process_count()} JAX processes, and a run is driven by one: "
+            "start it on a single host, which may have several devices."
+        )
     devices = jax.devices() if devices is None else list(devices)
     sizes = [data, fsdp, tensor]
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
@@ -87,6 +100,38 @@ def param_shardings(
         return NamedSharding(mesh, spec_of(name, leaf.shape, mesh, rules))
 
     return jax.tree_util.tree_map_with_path(one, params)
+
+
+def data_parts(mesh: Mesh) -> list[Mesh]:
+    """The devices that hold one copy of the parameters each, as meshes of their own (data = 1)."""
+    # Not by `make_mesh`, which may order devices anew.
+    return [
+        Mesh(mesh.devices[i : i + 1], AXES, axis_types=mesh.axis_types)
+        for i in range(mesh.shape["data"])
+    ]
+
+
+def part_of_params(params: Params, part: Mesh) -> Params:
+    """Parameters that lie on a mesh, as arrays of one of its `data_parts`. Nothing is copied."""
+
+    def one(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+        here = {shard.device: shard.data for shard in x.addressable_shards}
+        if part.size == 1:
+            return here[part.devices.item()]
+        pieces = [here[device] for device in part.devices.flat]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, pieces)
+
+    return jax.tree.map(one, params, param_shardings(params, part))
+
+
+def cache_sharding(kv_heads: int, mesh: Mesh) -> Sharding:
+    """Of pages [P, S, K, C]: heads are cut over fsdp and tensor as far as their number allows."""
+    if mesh.size == 1:
+        return SingleDeviceSharding(mesh.devices.item())
+    for names in (("fsdp", "tensor"), ("tensor",), ("fsdp",)):
+        if kv_heads % prod(mesh.shape[name] for name in names) == 0:
+            return NamedSharding(mesh, PartitionSpec(None, None, names, None))
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

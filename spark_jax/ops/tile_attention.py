@@ -18,8 +18,10 @@ from spark_jax.ops.backend import Backend
 from spark_jax.ops.cpu_attention import tile_attention_native
 from spark_jax.ops.gpu_kernels import LOW, tile_parts_pallas
 
-OWN_STEP = 8  # tiles of one row looked at in one go
-SHARED_STEP = 2  # tiles of several rows looked at in one go
+# Tiles looked at in one go, (of several rows, of one row): as many as fit a core's cache, or, on an
+# accelerator, enough to fill it (a choice that was not measured).
+STEPS = {"cpu": (2, 8)}
+WIDE_STEPS = (32, 128)
 NOBODY = -1  # length of a row whose attention nobody wants
 
 
@@ -137,7 +139,8 @@ def tile_attention(
     q_BKGC = jnp.pad(q_BKGC, ((0, 1), (0, 0), (0, 0), (0, 0)))
     length_B = jnp.pad(length_B, (0, 1))
     merged = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), *[(0, 0)] * (x.ndim - 1))), merged)
-    for kind, (part, step) in enumerate(zip(tiles, (SHARED_STEP, OWN_STEP), strict=True)):
+    steps = STEPS.get(jax.default_backend(), WIDE_STEPS)
+    for kind, (part, step) in enumerate(zip(tiles, steps, strict=True)):
         if backend == "xla":
             merged = _add_in_a_loop(merged, q_BKGC, source[kind], part, length_B, step)
         else:

@@ -60,7 +60,11 @@ class Budget:
     def withdraw(self, who: Indices) -> None:
         """The step of `who` ended its path after all: it gets nothing."""
         for step, asked in list(self.requests.items()):
-            self.requests[step] = [r for r in asked if r[0] != who]
+            left = [r for r in asked if r[0] != who]
+            if left:
+                self.requests[step] = left
+            else:  # nothing hides the requests of deeper steps
+                del self.requests[step]
 
     def decide(self) -> list[Grant]:
         """Grants whatever can be decided now, shallow depths first. Siblings granted here must be

@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from spark_jax.cache.kv import copy_pages, init_copies, init_kv
+from spark_jax.cache.kv import Kv, copy_pages, init_copies, init_kv
 from spark_jax.cache.memory import give_back
 from spark_jax.cache.pool import PagePool, Pages
 from spark_jax.cache.tiles import (
@@ -80,6 +83,20 @@ class EngineStats:
     host_seconds: float = 0.0  # the rest of the rounds: scheduling, page tables, bookkeeping
     most_pages: int = 0
 
+    def __add__(self, other: EngineStats) -> EngineStats:
+        """Of two engines together."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return EngineStats(*(a + b for a, b in pairs))
+
+
+class _Chunk(NamedTuple):
+    """Rows that the device is decoding."""
+
+    rows: Sequence[Row]
+    size: int  # B, rows of the padded batch
+    tiles: TileLists
+    out: tuple[jax.Array, jax.Array, jax.Array]  # tokens, log-probabilities, stop states
+
 
 class Engine:
     """Owns the cache and the queue. `round()` is one look of the host."""
@@ -91,31 +108,62 @@ class Engine:
         stop_table: np.ndarray,
         end_of_turn: int,
         dtype="float32",
-        kv_sharding=None,
+        place: Sharding | None = None,
     ):
-        """`dtype`: of the cache, and of the weights that products read."""
+        """`dtype`: of the cache, and of the weights that products read. `place`: where the pages of
+        the cache lie (as `page_shapes` has them); None is jax's own choice."""
         self.config = dataclasses.replace(config, dtype=dtype)
         self.dtype, self.shape, self.end_of_turn = dtype, shape, end_of_turn
         if shape.backend == "native" and dtype == "bfloat16":
             dtype = "uint16"  # ops/bits.py
         self.pool = PagePool(shape.pages, shape.slots)
-        self.kv = init_kv(config, shape.pages, shape.slots, dtype, kv_sharding, shape.backend)
-        self._on_cpu = self.kv[0][0].devices().pop().platform == "cpu"
-        # Copies: of weights, there until `rest`, and of the tiles that decoding looks at, there
-        # while paths are alive.
+        self._empty_cache = functools.partial(
+            init_kv, config, shape.pages, shape.slots, dtype, backend=shape.backend
+        )
+        self._place = place
+        self._spread = place if isinstance(place, NamedSharding) else None
+        # There from the first use until `rest`: the cache, and copies of weights. Copies of the
+        # tiles that decoding looks at are there while paths are alive.
+        self._kv: Kv | None = None
         self._weights: Weights | None = None
         self._copies: tuple[TileCopies, ...] | None = None
         self._held: tuple[Held, Held] = ()
-        self.stop_table = jnp.asarray(stop_table)
+        if self._spread is not None:
+            place = NamedSharding(self._spread.mesh, PartitionSpec())
+        self.stop_table = jax.device_put(jnp.asarray(stop_table), place)
         self.accept = stop_table.shape[0] - 1
         self.temperature = np.float32(1.0)
         self.params = None
         self.waiting: collections.deque[Row] = collections.deque()
         self.running: list[Row] = []
         self._parked: dict[int, Pages] = {}
+        self._ready: list[Row] = []  # between `begin` and `complete`
+        self._chunk: _Chunk | None = None
         self.stats = EngineStats()
 
     # --- what callers use -------------------------------------------------------------------
+
+    @property
+    def capacity(self) -> int:
+        """Most rows that are decoded at a time."""
+        return self.shape.rows
+
+    @property
+    def kv(self) -> Kv:
+        """The cache on the device."""
+        if self._kv is None:
+            place = self._place
+            if place is None and self.params is not None:
+                weight = jax.tree.leaves(self.params)[0]
+                # As results of programs are then: no second compilation.
+                if weight.committed and len(weight.devices()) == 1:
+                    place = SingleDeviceSharding(*weight.devices())
+            self._kv = self._empty_cache(sharding=place)
+        return self._kv
+
+    @kv.setter
+    def kv(self, kv: Kv) -> None:
+        self._kv = kv
 
     def use(self, params, temperature: float) -> None:
         """Samples from `params` at `temperature` from now on. Cached keys and values would be
@@ -143,6 +191,24 @@ class Engine:
     @property
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
+
+    def device_bytes(self) -> dict[str, int]:
+        """What it takes of each of its devices: the cache and, with plain XLA, copies of tiles."""
+        shape, config = self.shape, self.config
+        heads = config.kv_heads
+        if self._spread is not None:
+            heads = self._spread.shard_shape((1, 1, heads, 1))[2]
+        token = 2 * config.layers * heads * config.head_dim * jnp.dtype(self.dtype).itemsize
+        out = {"cache": token * shape.pages * shape.slots}
+        if shape.backend == "xla":
+            tiles = sum(most_tiles(shape.rows, shape.table_pages, shape.slots))
+            out["copies of tiles"] = token * tiles * pages_of_tile(shape.slots) * shape.slots
+        return out
+
+    @property
+    def load(self) -> int:
+        """Paths that it has: those that wait, run, or are parked."""
+        return len(self.waiting) + len(self.running) + len(self._parked)
 
     def add(self, row: Row) -> None:
         """Queues a row. Raises UserError if it could never fit."""
@@ -174,21 +240,38 @@ class Engine:
             give_back()
 
     def rest(self) -> None:
-        """The rollout is over: the copies are given up, so that a learner has their memory."""
+        """The rollout is over: cache and copies are given up, so that a learner has their memory
+        (the cache only if no path is alive)."""
         self._copies = self._weights = None
+        if not self.pool.used_pages:
+            self._kv = None
         give_back()
 
     def round(self) -> list[Row]:
         """Admits, prefills and decodes one chunk; returns the rows whose response is complete."""
+        self.begin()
+        return self.complete()
+
+    def begin(self) -> None:
+        """The first half of a round: hands the device its work, and does not wait for it."""
         start, device_before = time.perf_counter(), self.stats.device_seconds
         self._admit()
         self._prefill_round()
-        ready = [row for row in self.running if row.to_prefill == 0]
-        for row in ready:
+        self._ready = [row for row in self.running if row.to_prefill == 0]
+        for row in self._ready:
             if row.keep_prefix and row.prefix is None:
                 row.prefix = self.fork(row.pages)
-        self._decode_round([row for row in ready if row.budget])
-        finished = [row for row in ready if self._is_finished(row)]
+        self._chunk = self._begin_chunk([row for row in self._ready if row.budget])
+        on_device = self.stats.device_seconds - device_before
+        self.stats.host_seconds += time.perf_counter() - start - on_device
+
+    def complete(self) -> list[Row]:
+        """The other half: waits for the device, and returns the rows that are complete."""
+        start, device_before = time.perf_counter(), self.stats.device_seconds
+        if self._chunk is not None:
+            self._take(self._chunk)
+        finished = [row for row in self._ready if self._is_finished(row)]
+        self._ready, self._chunk = [], None
         for row in finished:
             self.running.remove(row)
             self._parked[id(row.pages)] = row.pages
@@ -251,8 +334,12 @@ class Engine:
             if self.shape.backend == "native":
                 self._weights = Weights(packed=packed(self.params, self.dtype))
             else:
-                few_rows = turned(self.params) if self._on_cpu else None
-                self._weights = Weights(self.params, few_rows)
+                params = self.params
+                wanted = jnp.dtype(self.dtype)
+                if any(x.dtype != wanted for x in jax.tree.leaves(params)):
+                    params = _narrowed(params, dtype=self.dtype)
+                on_cpu = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
+                self._weights = Weights(params, turned(params) if on_cpu else None)
         return self._weights
 
     def _grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> None:
@@ -265,7 +352,7 @@ class Engine:
     def _copy(self, copies: list[tuple[int, int]]) -> None:
         padded = np.zeros((2, self.shape.rows), np.int32)
         padded[:, : len(copies)] = np.array(copies, np.int32).T
-        self.kv = copy_pages(self.kv, padded[0], padded[1])
+        self.kv = copy_pages(self.kv, padded[0], padded[1], self._spread)
 
     def _table(self, rows: Sequence[Row], B: int) -> np.ndarray:
         table_BW = np.zeros((B, self.shape.table_pages), np.int32)
@@ -318,18 +405,27 @@ class Engine:
             self._table([row for row, _, _ in groups], G),
             config=self.config,
             backend=self.shape.backend,
+            place=self._spread,
         )
 
-    def _decode_round(self, rows: Sequence[Row]) -> None:
+    def _begin_chunk(self, rows: Sequence[Row]) -> _Chunk | None:
         if not rows:
-            return
+            return None
         chunk = self.shape.chunk
         self._grow(rows, [min(row.pages.length + chunk, row.longest) for row in rows])
         B = bucket(self.shape.row_ladder, len(rows))
         tiles = self._tiles(rows, B)
-        start = time.perf_counter()
-        token_BX, logprob_BX, stop_B = jax.device_get(self._decode(rows, B, tiles))
-        self.stats.device_seconds += time.perf_counter() - start
+        began = time.perf_counter()
+        out = self._decode(rows, B, tiles)
+        self.stats.device_seconds += time.perf_counter() - began
+        return _Chunk(rows, B, tiles, out)
+
+    def _take(self, chunk: _Chunk) -> None:
+        """Waits for a chunk and adds what it sampled to its rows."""
+        rows, B, tiles, out = chunk
+        began = time.perf_counter()
+        token_BX, logprob_BX, stop_B = jax.device_get(out)
+        self.stats.device_seconds += time.perf_counter() - began
         steps_B = np.append((token_BX >= 0).sum(1), 0)  # of no row: 0
         self.stats.decode_rows += B * int(steps_B.max())
         for part in tiles:  # each as long as one of its rows goes on
@@ -373,6 +469,7 @@ class Engine:
             chunk=self.shape.chunk,
             end_of_turn=self.end_of_turn,
             backend=self.shape.backend,
+            place=self._spread,
         )
         return out
 
@@ -389,3 +486,9 @@ class Engine:
         ]
         parts, stale = zip(*settled, strict=True)
         return TileLists(*parts), stale
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _narrowed(params, dtype: str):
+    """The matrices in the type that products read; scales and biases stay as they are."""
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)

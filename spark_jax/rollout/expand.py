@@ -18,6 +18,7 @@ from spark_jax.envs.response import parse_response
 from spark_jax.rollout.budget import Indices
 from spark_jax.rollout.dialogue import NO_ACTION, Dialogue
 from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engines import Engines
 from spark_jax.rollout.growing import Fork, Growing, Limits, Path, TreeRule
 from spark_jax.rollout.identity import row_key
 from spark_jax.rollout.reinvest import Place, share_out
@@ -28,7 +29,7 @@ from spark_jax.types import Node, Outcome, PastStep, Start, StepResult, Task, Tr
 
 def grow_trees(
     tasks: Sequence[Task],
-    engine: Engine,
+    engine: Engine | Engines,
     environments: EnvPool,
     dialogues: Sequence[Dialogue],
     rules: Sequence[TreeRule],
@@ -71,7 +72,7 @@ class _Grower:
     """State of one call of `grow_trees`."""
 
     def __init__(self, engine, environments, limits):
-        self.engine: Engine = engine
+        self.engine: Engine | Engines = engine
         self.environments = RememberingPool(environments)
         self.limits: Limits = limits
         self.owner: dict[Row, tuple[Growing, Path | None]] = {}
@@ -114,7 +115,7 @@ class _Grower:
         fewer are replayed. At least one tree is open."""
         roots = sum(growing.rule.roots for growing in open_trees)
         return not open_trees or (
-            roots < max(self.environments.workers, self.engine.shape.rows)
+            roots < max(self.environments.workers, self.engine.capacity)
             and not self.environments.waiting()
         )
 

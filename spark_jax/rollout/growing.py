@@ -81,7 +81,7 @@ class Growing:
 
     @property
     def finished(self) -> bool:
-        return len(self.nodes) > 1 and not self.paths and not self.granted
+        return len(self.nodes) > 1 and not (self.paths or self.forks or self.granted)
 
     def past(self, indices: Indices) -> list[PastStep]:
         """The steps of the path down to a node, those included that no environment saw."""

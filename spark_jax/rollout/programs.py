@@ -9,8 +9,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from spark_jax.cache.kv import Kv
+from spark_jax.cache.kv import Kv, pinned, place_of_copies
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import FEW_ROWS, Layout, Params
 from spark_jax.models.packed import forward_packed, unembed_packed
@@ -72,7 +73,7 @@ def _slots(table_BW, position_BT, valid_BT, slots: int):
     return jnp.where(valid_BT, flat_BT, position_BT % slots).reshape(-1)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "backend"), donate_argnames=("kv",))
+@functools.partial(jax.jit, static_argnames=("config", "backend", "place"), donate_argnames=("kv",))
 def prefill(
     weights: Weights,
     kv: Kv,
@@ -83,11 +84,13 @@ def prefill(
     *,
     config: ModelConfig,
     backend: Backend = "xla",
+    place: NamedSharding | None = None,
 ) -> Kv:
     """Writes keys and values of groups of tokens into the pages: `count_G` tokens of one path each
     at positions start_G …, several groups of a path if it has more tokens than a group.
 
     No logits are computed: the last token of a prompt is fed by the first decoding step.
+    `place`: of a cache that is spread over devices.
     """
     G, T = token_GT.shape
     slots = slots_of(kv[0][1], backend)
@@ -113,12 +116,13 @@ def prefill(
         return out_GTHC.reshape(q_NHC.shape), kv_layer
 
     params, layout = weights.of(G * T)
-    return forward(params, config, token_N, position_N, attend, kv, layout=layout)[1]
+    kv = forward(params, config, token_N, position_N, attend, kv, layout=layout)[1]
+    return pinned(kv, place)
 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("config", "chunk", "end_of_turn", "backend"),
+    static_argnames=("config", "chunk", "end_of_turn", "backend", "place"),
     donate_argnames=("kv", "copies"),
 )
 def decode_chunk(
@@ -133,6 +137,7 @@ def decode_chunk(
     chunk: int,
     end_of_turn: int,
     backend: Backend = "xla",
+    place: NamedSharding | None = None,
 ) -> tuple[Kv, tuple[TileCopies, ...] | None, Decoded]:
     """Samples up to `chunk` tokens per row without a look from the host.
 
@@ -142,7 +147,7 @@ def decode_chunk(
 
     The cache is read before the loop and written after it, not in it: the loop looks at `copies`
     (with `xla`, one per layer, brought up to date here) and at the tokens of this chunk, which it
-    carries.
+    carries. `place`: of a cache that is spread over devices.
     """
     B = rows.token_B.shape[0]
     slots = slots_of(kv[0][1], backend)
@@ -244,4 +249,7 @@ def decode_chunk(
         )
         return write_pages(pages, k_NKC, v_NKC, slot_N, backend)
 
-    return tuple(map(written, kv, recent)), copies, out
+    kv = pinned(tuple(map(written, kv, recent)), place)
+    if copies is not None and place is not None:
+        copies = jax.lax.with_sharding_constraint(copies, place_of_copies(place))
+    return kv, copies, out

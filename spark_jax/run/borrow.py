@@ -4,16 +4,16 @@ same parameters."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from spark_jax.run import warmup
+from spark_jax.run import evalfile, warmup
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.config import read_config
 from spark_jax.run.defaults import flatten
-from spark_jax.run.evalfile import copy_evaluation
 from spark_jax.types import UserError
 
 # An evaluation is the same if these are.
@@ -72,13 +72,23 @@ def reference(source: str | Path, params: Any) -> Any:
         return checkpoints.restore_reference(params)
 
 
-def evaluation(config: ConfigDict, workdir: Path, name: str, step: int) -> dict[str, Any] | None:
+def evaluation(
+    config: ConfigDict, workdir: Path, name: str, step: int, episodes: Mapping[str, int]
+) -> dict[str, Any] | None:
     """The same parameters on the same panels give the same episodes: copies the evaluation `name`
-    of `sft.from_run` to `workdir`, and returns it, if that run evaluates as this one does."""
+    of `sft.from_run` to `workdir`, and returns it, if that run evaluates as this one does.
+
+    `episodes`: of the panel of each split.
+    """
     source = config.sft.from_run
     if not source:
         return None
     theirs, ours = flatten(read_config(source)), flatten(config)
     if any(theirs.get(key) != ours[key] for key in ours if key.startswith(_EVALUATED_BY)):
         return None
-    return copy_evaluation(source, workdir, name, step)
+    found = evalfile.evaluation(source, name)
+    if found is None or found["temperature"] != config.eval.temperature:
+        return None  # it is older than those settings of that run
+    if {split: entry["episodes"] for split, entry in found["splits"].items()} != dict(episodes):
+        return None
+    return evalfile.copy_evaluation(source, workdir, name, step)

@@ -13,6 +13,7 @@ import difflib
 import importlib.util
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -69,7 +70,9 @@ def changed_keys(config: ConfigDict) -> dict[str, Any]:
 
 
 def start_or_resume(workdir: pathlib.Path | str, config: ConfigDict) -> bool:
-    """Writes `config.json`, or checks that the run in `workdir` has the same config.
+    """Writes `config.json`, or checks that the run in `workdir` has the same config. Where nothing
+    has been learned or evaluated yet, for example because a path was wrong, the run there starts
+    anew with this config instead.
 
     Returns:
       True if the folder already holds a run, which then goes on.
@@ -80,28 +83,50 @@ def start_or_resume(workdir: pathlib.Path | str, config: ConfigDict) -> bool:
         iterations depend on them), or the folder cannot be written.
     """
     path = pathlib.Path(workdir) / "config.json"
-    new = flatten(config)
     resumes = path.exists()
-    if resumes:
-        old = flatten(read_config(workdir))
-        for key in [*new, *(k for k in old if k not in new)]:
-            if old.get(key) == new.get(key):
-                continue
-            falls = key in LENGTHS and config.rl.decay_to < 1
-            if key.startswith(MAY_CHANGE_ON_RESUME) and not falls:
-                continue
-            if key in old and key in new:
-                what = f"config.{key} = {old[key]!r}, not {new[key]!r}"
-            else:
-                what = f"{'the' if key in old else 'no'} key config.{key}"
+    if resumes and (change := _change(read_config(workdir), config)):
+        if _has_results(path.parent):
             raise UserError(
-                f"the run in {workdir} was started with {what}; use the old value to resume it or "
-                "another --workdir to start anew."
+                f"the run in {workdir} was started with {change}; use the old value to resume it "
+                "or another --workdir to start anew."
             )
+        _forget(path.parent)
+        resumes = False
     text = json.dumps(config.to_dict(), indent=2) + "\n"
     if not resumes or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
     return resumes
+
+
+def _change(old: ConfigDict, new: ConfigDict) -> str:
+    """In words, the first key of a run's config that differs and must not; "" if none does."""
+    before, after = flatten(old), flatten(new)
+    for key in [*after, *(k for k in before if k not in after)]:
+        if before.get(key) == after.get(key):
+            continue
+        falls = key in LENGTHS and new.rl.decay_to < 1
+        if key.startswith(MAY_CHANGE_ON_RESUME) and not falls:
+            continue
+        if key in before and key in after:
+            return f"config.{key} = {before[key]!r}, not {after[key]!r}"
+        return f"{'the' if key in before else 'no'} key config.{key}"
+    return ""
+
+
+def _has_results(workdir: pathlib.Path) -> bool:
+    """Whether a run has saved a checkpoint or episodes of an evaluation."""
+    saved = (p.name for p in (workdir / "checkpoints").glob("*"))
+    return (
+        any(name.isdigit() or name == "reference" for name in saved)
+        or (workdir / "eval.json").exists()
+        or (workdir / "evaluations").exists()
+    )
+
+
+def _forget(workdir: pathlib.Path) -> None:
+    """Removes what a run makes before it learns."""
+    (workdir / "warmup.jsonl").unlink(missing_ok=True)
+    shutil.rmtree(workdir / "tokenizer", ignore_errors=True)
 
 
 def read_config(workdir: pathlib.Path | str) -> ConfigDict:

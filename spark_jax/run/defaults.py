@@ -103,7 +103,7 @@ def base_config() -> ConfigDict:
     config.train.remat = False  # recompute layers in the backward pass: less memory, more time
 
     config.rollout = ConfigDict()
-    config.rollout.rows = 8  # paths decoded at the same time
+    config.rollout.rows = 8  # paths decoded at the same time, on all devices together
     config.rollout.page_slots = 16  # tokens of a page of the key/value cache
     config.rollout.pages = 0  # pages of the pool; 0: enough for `rows` paths of full length
     config.rollout.chunk = 8  # tokens decoded on the device between two looks of the host

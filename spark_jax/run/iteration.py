@@ -103,6 +103,7 @@ def rollout(
         "rollout/replay_steps": spent["replay_steps"],
         "rollout/remembered_steps": spent["remembered_steps"],
         "rollout/replay_mismatches": spent["replay_mismatches"],
+        "rollout/broken_actions": spent["broken_actions"],
         "time/worker_restarts": spent["worker_restarts"],
         "time/rollout_s": time.perf_counter() - start,
         "time/device_s": stats.device_seconds,

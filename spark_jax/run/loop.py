@@ -11,12 +11,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
 from spark_jax.models.config import parameter_count
 from spark_jax.rollout.dialogue import Dialogue
-from spark_jax.run import borrow, warmup
+from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.engines import Engines
+from spark_jax.run import borrow, footprint, warmup
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.compilations import compilations, keep_on_disk
 from spark_jax.run.config import start_or_resume
@@ -33,7 +36,7 @@ from spark_jax.run.panels import borrow_evaluation, evaluate
 from spark_jax.run.policy import Policy, load_policy, make_engine
 from spark_jax.run.progress import duration
 from spark_jax.run.reinforce import reinforce
-from spark_jax.run.state import Run, State, optimiser_state, save
+from spark_jax.run.state import Run, State, phase_steps, save
 from spark_jax.run.summary import print_summary
 from spark_jax.run.supervised import finish_warm_up, more_warm_up, warm_up
 from spark_jax.run.treefile import drop_later_trees
@@ -61,39 +64,47 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
         EnvPool(world.make_env, workers) as environments,
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
     ):
-        state, params, opt_state = _restore(config, policy, checkpoints)
+        kept, params = checkpoints.newest_state(), policy.params
+        policy = policy._replace(params=None)
+        if kept is not None:  # fresh weights go before those of the checkpoint come
+            params = jax.tree.map(_shape, params)
+        if needed := _needed(config, policy, params, engine):
+            _say(needed)
+        state, params, opt_state = _restore(config, policy, params, kept, checkpoints)
         drop_later_trees(workdir, state.iteration - 1)
         with MetricsWriter(workdir, last_step=state.step, lines=state.lines) as metrics:
             dialogue = Dialogue(
                 policy.codec, world.system, world.first_message, window=world.window
             )
             this = Run(
-                config, workdir, world, environments, policy._replace(params=None), engine,
-                dialogue, checkpoints, metrics, state,
+                config, workdir, world, environments, policy, engine, dialogue, checkpoints,
+                metrics, state,
             )  # fmt: skip
-            del policy
             engine.use(params, config.rl.temperature)
+            last = last_evaluation_name(config)
+            ended = last in state.evaluated
             programs = engine.compile_all()
             _say(
                 f"{programs} sampling programs ready after {duration(time.perf_counter() - began)}"
             )
             if not state.warm and config.sft.from_run:
                 params = borrow.reference(config.sft.from_run, params)
-                opt_state = optimiser_state(config, this.policy, params, warm=True)
+                opt_state = phase_steps(config, this.policy, warm=True).init(params)
                 finish_warm_up(this, params, opt_state)
             elif not state.warm:
                 params, opt_state = warm_up(this, examples, params, opt_state)
             if AFTER_WARMUP not in state.evaluated and not borrow_evaluation(this):
                 evaluate(this, AFTER_WARMUP, params)
             sft = config.algo.name == "sft"
-            last = last_evaluation_name(config)
             if last == AFTER_MORE and last not in state.evaluated:
                 params, opt_state = more_warm_up(this, examples, params, opt_state)
             elif not sft and not rl_is_over(config, state.sampled):
                 state.evaluated = [name for name in state.evaluated if name != last]
+                ended = False
                 params, opt_state = reinforce(this, examples, params, opt_state)
             if last not in state.evaluated:
                 evaluate(this, last, params)
+            if not ended:
                 state.step += 1
                 save(this, params, opt_state)
     evaluations = read_evaluations(workdir)
@@ -107,15 +118,32 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _needed(config: ConfigDict, policy: Policy, params: Any, engine: Engine | Engines) -> str:
+    weights = footprint.device_bytes(params)
+    state = footprint.device_bytes(phase_steps(config, policy, warm=True).shapes(params))
+    parts = {"parameters": weights, "optimiser": state, **engine.device_bytes()}
+    if config.rl.kl_coef:
+        parts["reference"] = weights
+    return footprint.check(parts, footprint.room_of_a_device())
+
+
+def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
 def _restore(
-    config: ConfigDict, policy: Policy, checkpoints: Checkpoints
+    config: ConfigDict,
+    policy: Policy,
+    params: Any,
+    kept: dict[str, Any] | None,
+    checkpoints: Checkpoints,
 ) -> tuple[State, Any, Any]:
-    """State, parameters and optimiser state: of the newest checkpoint, or fresh ones."""
-    kept = checkpoints.newest_state()
+    """State, parameters and optimiser state: of the newest checkpoint, whose own state is `kept`,
+    or fresh ones. `params`: fresh parameters, or the shapes of those to be read."""
     state = State(**kept) if kept else State()
-    opt_state = optimiser_state(config, policy, policy.params, state.warm)
+    steps = phase_steps(config, policy, state.warm)
     if kept is None:
-        return state, policy.params, opt_state
-    saved = checkpoints.restore(policy.params, opt_state)
+        return state, params, steps.init(params)
+    saved = checkpoints.restore(params, steps.shapes(params))
     _say(f"checkpoint of step {saved.step}: {state.epoch} epochs, {state.iteration} iterations")
     return state, saved.params, saved.opt_state

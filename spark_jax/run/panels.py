@@ -32,8 +32,7 @@ def evaluate(this: Run, name: str, params: Any) -> None:
     config, splits = this.config, {}
     start = time.perf_counter()
     for split in config.eval.splits:
-        tasks = this.world.splits[split]
-        total = min(config.eval.episodes or len(tasks), len(tasks))
+        total = _panel_size(this, split)
         with Progress(f"{name}, {split}", total, "episode") as progress:
             tell = _episode_counter(progress, total)
             splits[split] = play(this, split, config.eval.episodes, params, tell)
@@ -41,6 +40,11 @@ def evaluate(this: Run, name: str, params: Any) -> None:
     values = eval_metrics(entry) | {"time/eval_s": time.perf_counter() - start}
     this.metrics.write(this.state.step, "eval", values)
     this.state.evaluated.append(name)
+
+
+def _panel_size(this: Run, split: str) -> int:
+    tasks = this.world.splits[split]
+    return min(this.config.eval.episodes or len(tasks), len(tasks))
 
 
 def _episode_counter(progress: Progress, total: int) -> Callable[[EpisodeResult], None]:
@@ -58,7 +62,8 @@ def _episode_counter(progress: Progress, total: int) -> Callable[[EpisodeResult]
 
 def borrow_evaluation(this: Run) -> bool:
     """Takes over the evaluation after the warm-up of `sft.from_run`, where it is the same."""
-    entry = borrow.evaluation(this.config, this.workdir, AFTER_WARMUP, this.state.step)
+    panels = {split: _panel_size(this, split) for split in this.config.eval.splits}
+    entry = borrow.evaluation(this.config, this.workdir, AFTER_WARMUP, this.state.step, panels)
     if entry is None:
         return False
     this.metrics.write(this.state.step, "eval", eval_metrics(entry))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from spark_jax.envs.response import METAREASONING, THINKING, Kind
@@ -21,11 +21,12 @@ from spark_jax.learn.step import Steps, make_steps
 from spark_jax.models.chat import Codec
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.presets import FROM_SCRATCH, load_model
-from spark_jax.models.sharding import make_mesh
+from spark_jax.models.sharding import cache_sharding, data_parts, make_mesh
 from spark_jax.ops import gpu_trial, tree_attention
 from spark_jax.ops.backend import Backend, choose
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape, attention_sizes
+from spark_jax.rollout.engines import Engines
 from spark_jax.rollout.growing import Limits, TreeRule
 from spark_jax.rollout.signals import USES_SURPRISE, ForkCounts, make_signal, never
 from spark_jax.rollout.stops import stop_patterns, stop_table
@@ -83,39 +84,48 @@ def sampler_backend(config: ConfigDict, policy: Policy) -> tuple[Backend, str]:
     """What `rollout.backend` stands for here, and why if that is less than there could be."""
     rollout, shape = config.rollout, policy.config
     sizes = attention_sizes(shape, rollout.page_slots, rollout.dtype or shape.dtype)
-    return gpu_trial.pick(rollout.backend, policy.mesh is not None, sizes)
+    mesh = policy.mesh
+    spread = mesh is not None and (
+        mesh.size > mesh.shape["data"] or jax.default_backend() == "cpu"  # C++ is for one device
+    )
+    return gpu_trial.pick(rollout.backend, spread, sizes)
 
 
-def make_engine(config: ConfigDict, policy: Policy) -> Engine:
-    """The sampler of `config.rollout`."""
+def make_engine(config: ConfigDict, policy: Policy) -> Engine | Engines:
+    """The sampler of `config.rollout`: on a mesh an engine for each copy of the parameters, which
+    share rows and pages equally."""
     rollout = config.rollout
     backend, why = sampler_backend(config, policy)
     if why:
         print(why, file=sys.stderr, flush=True)
-    pages_of_a_path = -(-(rollout.path_tokens + rollout.chunk) // rollout.page_slots)
+    parts = [None] if policy.mesh is None else data_parts(policy.mesh)
+    rows = -(-rollout.rows // len(parts))
+    pages_of_a_path = 2 + -(-(rollout.path_tokens + rollout.chunk) // rollout.page_slots)
+    pages = rollout.pages
+    if len(parts) > 1:  # each has room for a path and a fork of it
+        pages = max(-(-pages // len(parts)), 1 + 2 * pages_of_a_path)
     shape = EngineShape(
-        rows=rollout.rows,
+        rows=rows,
         slots=rollout.page_slots,
         # Twice the running rows: paths that wait for their environment keep their pages.
-        pages=rollout.pages or 1 + 2 * rollout.rows * (pages_of_a_path + 2),
+        pages=pages if rollout.pages else 1 + 2 * rows * pages_of_a_path,
         path_tokens=rollout.path_tokens,
         chunk=rollout.chunk,
-        prefill_tokens=max(256, 32 * rollout.rows),  # an observation for every row
+        prefill_tokens=max(256, 32 * rows),  # an observation for every row
         backend=backend,
     )
-    sharding = None
-    if policy.mesh is not None:
-        split = policy.config.kv_heads % policy.mesh.shape["tensor"] == 0
-        spec = PartitionSpec(None, None, "tensor" if split else None, None)
-        sharding = NamedSharding(policy.mesh, spec)
-    return Engine(
-        policy.config,
-        shape,
-        stop_table(policy.codec.token_bytes(), stop_patterns(config.tree.fork_at)),
-        policy.codec.end_of_turn_id,
-        rollout.dtype or policy.config.dtype,
-        sharding,
-    )
+    engines = [
+        Engine(
+            policy.config,
+            shape,
+            stop_table(policy.codec.token_bytes(), stop_patterns(config.tree.fork_at)),
+            policy.codec.end_of_turn_id,
+            rollout.dtype or policy.config.dtype,
+            None if part is None else cache_sharding(policy.config.kv_heads, part),
+        )
+        for part in parts
+    ]
+    return engines[0] if len(engines) == 1 else Engines(engines, parts)
 
 
 def tree_rule(config: ConfigDict, counts: ForkCounts | None) -> TreeRule:

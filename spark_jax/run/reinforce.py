@@ -28,8 +28,9 @@ def reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, An
     `rl.sampled_tokens` have been sampled."""
     config, state = this.config, this.state
     steps = rl_steps(config, this.policy)
-    reference = this.checkpoints.restore_reference(params)
     train, pairs = this.world.train, config.algo.name == "eto"
+    asked = pairs or config.rl.kl_coef > 0
+    reference = this.checkpoints.restore_reference(params) if asked else None
     if config.rl.train_on == "unseen":
         train = unseen(train, (example.task for example in examples))
     elif config.rl.train_on == "seen":

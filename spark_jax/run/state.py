@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool
+from spark_jax.learn.step import Steps
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.engines import Engines
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.policy import Policy, rl_steps, sft_steps
@@ -42,17 +44,17 @@ class Run(NamedTuple):
     world: World
     environments: EnvPool
     policy: Policy
-    engine: Engine
+    engine: Engine | Engines
     dialogue: Dialogue
     checkpoints: Checkpoints
     metrics: MetricsWriter
     state: State
 
 
-def optimiser_state(config: ConfigDict, policy: Policy, params: Any, warm: bool) -> Any:
-    """A fresh state of the optimiser of this phase: the two phases may have different ones."""
+def phase_steps(config: ConfigDict, policy: Policy, warm: bool) -> Steps:
+    """The optimiser of this phase: the warm-up and RL may have different ones."""
     steps = rl_steps if warm and config.algo.name != "sft" else sft_steps
-    return steps(config, policy).init(params)
+    return steps(config, policy)
 
 
 def save(this: Run, params: Any, opt_state: Any) -> None:

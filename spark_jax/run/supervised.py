@@ -13,7 +13,7 @@ from spark_jax.run.compilations import compilations
 from spark_jax.run.panels import play
 from spark_jax.run.policy import rows_of_micro_batch, sft_steps
 from spark_jax.run.progress import Progress
-from spark_jax.run.state import Run, optimiser_state, save
+from spark_jax.run.state import Run, phase_steps, save
 
 _PART = 4  # steps of the control between two looks at the clock
 
@@ -52,7 +52,7 @@ def warm_up(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, Any]
             if looks and state.epoch < epochs:
                 save(this, params, opt_state)
             progress.advance(**shown)
-    opt_state = optimiser_state(config, this.policy, params, warm=True)
+    opt_state = phase_steps(config, this.policy, warm=True).init(params)
     finish_warm_up(this, params, opt_state)
     return params, opt_state
 

@@ -1,0 +1,83 @@
+"""Several engines that work like one, on devices of their own."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROWS = """
+import jax, numpy as np
+from test_engine import CONFIG, END, NEVER, prompt, run
+from spark_jax.models.sharding import cache_sharding, data_parts, make_mesh, param_shardings
+from spark_jax.models.transformer import init_params
+from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine_shape import EngineShape
+from spark_jax.rollout.engines import Engines
+from spark_jax.rollout.identity import row_key
+
+SIZES = (DATA, FSDP, 1)
+shape = EngineShape(rows=4, slots=4, pages=256, path_tokens=96, chunk=5, prefill_tokens=48)
+params = jax.tree.map(lambda x: x * 6 if x.ndim == 2 else x, init_params(CONFIG, jax.random.key(0)))
+
+def rows_of(engine):
+    trunks = [Row(prompt(i, 20 + i), row_key("trunk", i), 0) for i in range(6)]
+    run(engine, trunks)
+    homes = [trunk.pages.home for trunk in trunks]
+    rows = []
+    for i, trunk in enumerate(trunks):
+        for j in range(3):
+            pages = engine.fork(trunk.pages)
+            rows.append(Row(list(trunk.tokens), row_key("leaf", i, j), 10, pages))
+            assert rows[-1].pages.home == trunk.pages.home
+        engine.release(trunk.pages)
+    run(engine, rows)
+    for row in rows:
+        engine.release(row.pages)
+    return homes, [row.response for row in rows], np.concatenate([row.logprobs for row in rows])
+
+one = Engine(CONFIG, shape, NEVER, END)
+one.use(params, 1.0)
+_, expected, logprobs = rows_of(one)
+
+mesh = make_mesh(*SIZES)
+parts = data_parts(mesh)
+spread = jax.device_put(params, param_shardings(params, mesh))
+many = Engines([Engine(CONFIG, shape, NEVER, END, place=cache_sharding(CONFIG.kv_heads, part))
+                for part in parts], parts)
+many.use(spread, 1.0)
+compiled = []
+many.compile_all()
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None)
+homes, got, close = rows_of(many)
+assert compiled == [], compiled
+assert many.capacity == 4 * DATA and sorted(homes) == sorted(list(range(DATA)) * (6 // DATA)), homes
+assert got == expected
+np.testing.assert_allclose(close, logprobs, atol=2e-5)
+assert many.stats.response_tokens == one.stats.response_tokens > 100
+for engine, part in zip(many._engines, parts):
+    assert engine.pool.used_pages == 0
+    engine.use(engine.params, 1.0)
+    assert engine.kv[0][0].devices() == set(part.devices.flat)
+    heads = engine.kv[0][0].addressable_shards[0].data.shape[2]
+    assert heads == CONFIG.kv_heads // FSDP
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("data, fsdp", [(2, 1), (2, 2)])
+def test_engines_on_their_own_devices_sample_what_one_does(data, fsdp):
+    flags = (
+        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={data * fsdp}"
+    )
+    code = ROWS.replace("DATA", str(data)).replace("FSDP", str(fsdp))
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True,
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(),
+                          "PYTHONPATH": f"{here.parent}:{here}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip().endswith("equal")

@@ -1,0 +1,49 @@
+"""What a run needs of a device's memory."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
+
+from spark_jax.cache.kv import init_copies, init_kv
+from spark_jax.cache.tiles import most_tiles, pages_of_tile
+from spark_jax.models.config import ModelConfig
+from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.engine_shape import EngineShape
+from spark_jax.rollout.stops import stop_table
+from spark_jax.run.footprint import check, device_bytes
+from spark_jax.types import UserError
+
+CONFIG = ModelConfig(
+    vocab_size=97, layers=2, width=32, heads=4, kv_heads=2, head_dim=8, feed_forward=48
+)
+
+
+def test_bytes_are_those_of_one_device():
+    mesh = AbstractMesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    place = NamedSharding(mesh, PartitionSpec("fsdp"))
+    cut = jax.ShapeDtypeStruct((8, 3), jnp.bfloat16, sharding=place)
+    assert device_bytes({"a": cut, "b": jnp.zeros((5,), jnp.float32)}) == 2 * 3 * 2 + 5 * 4
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_engine_takes_what_it_says(dtype):
+    shape = EngineShape(rows=4, slots=16, pages=40, path_tokens=200)
+    stop = stop_table([bytes([i]) for i in range(97)], ["~~"])
+    engine = Engine(CONFIG, shape, stop, 96, dtype)
+    kv = init_kv(CONFIG, 40, 16, dtype)
+    copies = init_copies(kv, *most_tiles(4, shape.table_pages, 16), pages_of_tile(16))
+    assert engine.device_bytes() == {
+        "cache": sum(x.nbytes for x in jax.tree.leaves(kv)),
+        "copies of tiles": sum(x.nbytes for x in jax.tree.leaves(copies)),
+    }
+
+
+def test_too_much_is_refused_in_one_sentence():
+    parts = {"parameters": 6_200_000_000, "cache": 15_000_000_000}
+    assert check(parts, None) == ""
+    assert check(parts, 60_000_000_000) == (
+        "21.2 of 60.0 GB on each device (parameters 6.2, cache 15.0)"
+    )
+    with pytest.raises(UserError, match=r"needs 21\.2 of 20\.0 GB .*lower rollout\.pages"):
+        check(parts, 20_000_000_000)
