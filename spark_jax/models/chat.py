@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
-from spark_jax.keep import keep
 from spark_jax.models.tokenizer import load_tokenizer, token_bytes
 from spark_jax.types import UserError
 
@@ -199,9 +198,14 @@ class Codec:
 
     def save(self, folder: str | Path) -> None:
         """Writes tokenizer.json and codec.json."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
         about = json.dumps({"format": self.format, "vocab_size": self.vocab_size}) + "\n"
-        keep(Path(folder) / "tokenizer.json", self._tokenizer.to_str(pretty=True).encode())
-        keep(Path(folder) / "codec.json", about.encode())
+        files = {"tokenizer.json": self._tokenizer.to_str(pretty=True), "codec.json": about}
+        for name, text in files.items():
+            temporary = folder / f".{name}.tmp"  # a killed run leaves whole files or none
+            temporary.write_text(text, encoding="utf-8")
+            temporary.replace(folder / name)
 
     @classmethod
     def load(cls, folder: str | Path, vocab_size: int | None = None) -> Codec:
