@@ -105,9 +105,7 @@ def _paper(config: ConfigDict, preset: str) -> ConfigDict:
     config.rl.learning_rate = 1e-6
     config.rollout.rows = 128  # every leaf of an iteration at once
     config.rollout.page_slots = 32
-    config.rollout.pages = (
-        16384  # 524,288 tokens: 15 GB (1.5B), 30 GB (7B, all devices)
-    )
+    config.rollout.pages = 16384  # 524,288 tokens: 15 GB (1.5B), 30 GB (7B, all devices)
     config.rollout.chunk = 64
     config.rollout.response_tokens = 512
     config.rollout.path_tokens = 8192

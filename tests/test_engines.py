@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROWS = """
 import jax, numpy as np
 from test_engine import CONFIG, END, NEVER, prompt, run
@@ -67,8 +65,9 @@ print("equal")
 """
 
 
-@pytest.mark.parametrize("data, fsdp", [(2, 1), (2, 2)])
-def test_engines_on_their_own_devices_sample_what_one_does(data, fsdp):
+def test_engines_on_their_own_devices_sample_what_one_does():
+    """Each on one device; test_run_loop.py has two on two devices each."""
+    data, fsdp = 2, 1
     flags = (
         f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={data * fsdp}"
     )

@@ -134,22 +134,19 @@ def test_a_run_killed_at_random_moments_gives_the_same_metrics(unbroken, tmp_pat
 
 
 def test_a_run_that_ends_with_the_warm_up_keeps_its_evaluation(unbroken, tmp_path):
-    only = "--config.rl.iterations=0"
-    play(tmp_path, only)
-    before = (tmp_path / "metrics.jsonl").read_bytes()
-    assert lines(tmp_path) == [r for r in lines(unbroken[0])[:4]]
-    done = play(tmp_path, only)
-    assert "episode" not in done.stderr and (tmp_path / "metrics.jsonl").read_bytes() == before
-
-
-def test_a_start_that_failed_leaves_nothing_in_the_way(tmp_path):
+    """Nor does a start that failed stand in its way."""
     wrong = ["--config.model.preset=smollm2", "--config.model.path=/nowhere"]
     done = subprocess.run(
         command(tmp_path, *wrong), cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 2 and "/nowhere" in done.stderr
-    play(tmp_path, "--config.rl.iterations=0")
+    only = "--config.rl.iterations=0"
+    play(tmp_path, only)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert lines(tmp_path) == lines(unbroken[0])[:4]
+    done = play(tmp_path, only)
+    assert "episode" not in done.stderr and (tmp_path / "metrics.jsonl").read_bytes() == before
 
 
 def test_another_config_is_refused(unbroken):
