@@ -15,7 +15,6 @@ from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.engines import Engines
 from spark_jax.rollout.identity import row_key
 
-SIZES = (DATA, FSDP, 1)
 shape = EngineShape(rows=4, slots=4, pages=256, path_tokens=96, chunk=5, prefill_tokens=48)
 params = jax.tree.map(lambda x: x * 6 if x.ndim == 2 else x, init_params(CONFIG, jax.random.key(0)))
 
@@ -39,7 +38,7 @@ one = Engine(CONFIG, shape, NEVER, END)
 one.use(params, 1.0)
 _, expected, logprobs = rows_of(one)
 
-mesh = make_mesh(*SIZES)
+mesh = make_mesh(data=2)
 parts = data_parts(mesh)
 spread = jax.device_put(params, param_shardings(params, mesh))
 many = Engines([Engine(CONFIG, shape, NEVER, END, place=cache_sharding(CONFIG.kv_heads, part))
@@ -51,7 +50,7 @@ jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None)
 homes, got, close = rows_of(many)
 assert compiled == [], compiled
-assert many.capacity == 4 * DATA and sorted(homes) == sorted(list(range(DATA)) * (6 // DATA)), homes
+assert many.capacity == 8 and sorted(homes) == [0, 0, 0, 1, 1, 1], homes
 assert got == expected
 np.testing.assert_allclose(close, logprobs, atol=2e-5)
 assert many.stats.response_tokens == one.stats.response_tokens > 100
@@ -59,22 +58,17 @@ for engine, part in zip(many._engines, parts):
     assert engine.pool.used_pages == 0
     engine.use(engine.params, 1.0)
     assert engine.kv[0][0].devices() == set(part.devices.flat)
-    heads = engine.kv[0][0].addressable_shards[0].data.shape[2]
-    assert heads == CONFIG.kv_heads // FSDP
+    assert engine.kv[0][0].addressable_shards[0].data.shape[2] == CONFIG.kv_heads
 print("equal")
 """
 
 
 def test_engines_on_their_own_devices_sample_what_one_does():
     """Each on one device; test_run_loop.py has two on two devices each."""
-    data, fsdp = 2, 1
-    flags = (
-        f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={data * fsdp}"
-    )
-    code = ROWS.replace("DATA", str(data)).replace("FSDP", str(fsdp))
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=2"
     here = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=here, capture_output=True, text=True,
+        [sys.executable, "-c", ROWS], cwd=here, capture_output=True, text=True,
         env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags.strip(),
                           "PYTHONPATH": f"{here.parent}:{here}"},
     )  # fmt: skip

@@ -118,9 +118,9 @@ class Checkpoints:
                 f"({have}); give the work folder of a run that has saved one."
             )
         _check_fit(self._folder / str(step) / "params", params)
-        items = {"params": ocp.args.StandardRestore(_abstract(params))}
+        items = {"params": ocp.args.StandardRestore(abstract(params))}
         if opt_state is not None:
-            items["opt_state"] = ocp.args.StandardRestore(_abstract(opt_state))
+            items["opt_state"] = ocp.args.StandardRestore(abstract(opt_state))
         items["state"] = ocp.args.JsonRestore()
         try:
             out = self._manager.restore(step, args=ocp.args.Composite(**items))
@@ -162,7 +162,7 @@ class Checkpoints:
         _check_fit(path, params)
         try:
             with ocp.StandardCheckpointer() as reader:
-                return reader.restore(path, _abstract(params))
+                return reader.restore(path, abstract(params))
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(_unfit(path, error)) from error
 
@@ -211,7 +211,7 @@ def saved_parameters(workdir: pathlib.Path | str, params: Any, checkpoint: str) 
         return saved.params, saved.step
 
 
-def _abstract(tree: Any) -> Any:
+def abstract(tree: Any) -> Any:
     """Shapes, dtypes and shardings of a pytree; one without shardings goes to the first device."""
     here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 

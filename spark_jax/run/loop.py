@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
@@ -20,7 +19,7 @@ from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engines import Engines
 from spark_jax.run import borrow, footprint, warmup
-from spark_jax.run.checkpoint import Checkpoints
+from spark_jax.run.checkpoint import Checkpoints, abstract
 from spark_jax.run.compilations import compilations, keep_on_disk
 from spark_jax.run.config import start_or_resume
 from spark_jax.run.evalfile import (
@@ -33,7 +32,7 @@ from spark_jax.run.examples import warm_up_examples
 from spark_jax.run.iteration import rl_is_over
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.panels import borrow_evaluation, evaluate
-from spark_jax.run.policy import Policy, load_policy, make_engine
+from spark_jax.run.policy import Policy, asks_reference, load_policy, make_engine
 from spark_jax.run.progress import duration
 from spark_jax.run.reinforce import reinforce
 from spark_jax.run.state import Run, State, phase_steps, save
@@ -67,7 +66,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
         kept, params = checkpoints.newest_state(), policy.params
         policy = policy._replace(params=None)
         if kept is not None:  # fresh weights go before those of the checkpoint come
-            params = jax.tree.map(_shape, params)
+            params = abstract(params)
         if needed := _needed(config, policy, params, engine):
             _say(needed)
         state, params, opt_state = _restore(config, policy, params, kept, checkpoints)
@@ -119,16 +118,16 @@ def _say(text: str) -> None:
 
 
 def _needed(config: ConfigDict, policy: Policy, params: Any, engine: Engine | Engines) -> str:
+    """What each device needs, in one line, where it says how much it has."""
+    room = footprint.room_of_a_device()
+    if room is None:
+        return ""
     weights = footprint.device_bytes(params)
     state = footprint.device_bytes(phase_steps(config, policy, warm=True).shapes(params))
     parts = {"parameters": weights, "optimiser": state, **engine.device_bytes()}
-    if config.rl.kl_coef:
+    if asks_reference(config):
         parts["reference"] = weights
-    return footprint.check(parts, footprint.room_of_a_device())
-
-
-def _shape(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    return footprint.check(parts, room)
 
 
 def _restore(

@@ -101,24 +101,27 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine | Engines:
     parts = [None] if policy.mesh is None else data_parts(policy.mesh)
     rows = -(-rollout.rows // len(parts))
     pages_of_a_path = 2 + -(-(rollout.path_tokens + rollout.chunk) // rollout.page_slots)
-    pages = rollout.pages
-    if len(parts) > 1:  # each has room for a path and a fork of it
-        pages = max(-(-pages // len(parts)), 1 + 2 * pages_of_a_path)
+    # Twice the running rows: paths that wait for their environment keep their pages.
+    pages = 1 + 2 * rows * pages_of_a_path
+    if rollout.pages:
+        pages = -(-rollout.pages // len(parts))
+        if len(parts) > 1:  # each has room for a path and a fork of it
+            pages = max(pages, 1 + 2 * pages_of_a_path)
     shape = EngineShape(
         rows=rows,
         slots=rollout.page_slots,
-        # Twice the running rows: paths that wait for their environment keep their pages.
-        pages=pages if rollout.pages else 1 + 2 * rows * pages_of_a_path,
+        pages=pages,
         path_tokens=rollout.path_tokens,
         chunk=rollout.chunk,
         prefill_tokens=max(256, 32 * rows),  # an observation for every row
         backend=backend,
     )
+    stops = stop_table(policy.codec.token_bytes(), stop_patterns(config.tree.fork_at))
     engines = [
         Engine(
             policy.config,
             shape,
-            stop_table(policy.codec.token_bytes(), stop_patterns(config.tree.fork_at)),
+            stops,
             policy.codec.end_of_turn_id,
             rollout.dtype or policy.config.dtype,
             None if part is None else cache_sharding(policy.config.kv_heads, part),
@@ -205,6 +208,11 @@ def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
         backend=_tree_attention(config, policy),
         entropy_gradient=rl.entropy_coef > 0 and not pairs,
     )
+
+
+def asks_reference(config: ConfigDict) -> bool:
+    """Whether RL compares the policy with the one after the warm-up."""
+    return config.rl.kl_coef > 0 or config.algo.name == "eto"
 
 
 def rows_of_micro_batch(config: ConfigDict, policy: Policy) -> int:

@@ -13,7 +13,7 @@ from spark_jax.run import warmup
 from spark_jax.run.compilations import compilations
 from spark_jax.run.iteration import iterations_in_all, learn, rl_is_over, rollout
 from spark_jax.run.panels import evaluate
-from spark_jax.run.policy import rl_steps
+from spark_jax.run.policy import asks_reference, rl_steps
 from spark_jax.run.preference import learn_pairs
 from spark_jax.run.progress import Progress
 from spark_jax.run.rename import swapper
@@ -29,8 +29,9 @@ def reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, An
     config, state = this.config, this.state
     steps = rl_steps(config, this.policy)
     train, pairs = this.world.train, config.algo.name == "eto"
-    asked = pairs or config.rl.kl_coef > 0
-    reference = this.checkpoints.restore_reference(params) if asked else None
+    reference = None
+    if asks_reference(config):
+        reference = this.checkpoints.restore_reference(params)
     if config.rl.train_on == "unseen":
         train = unseen(train, (example.task for example in examples))
     elif config.rl.train_on == "seen":
