@@ -110,17 +110,17 @@ def token_logps(
         return x.reshape(rows, count, chunk, *x.shape[2:]).swapaxes(0, 1)
 
     def measure(hidden_RmD, label_Rm):
+        # Flat: of arrays that begin with one row XLA's CPU backend uses one core.
         flat = hidden_RmD.reshape(rows * chunk, -1)
         logits = transformer.unembed(params, config, flat) / temperature
-        logits = logits.reshape(rows, chunk, -1)
         lse = jax.nn.logsumexp(logits, axis=-1)
         # A masked sum rather than a gather: it stays local when the vocabulary is sharded.
-        at_label = jnp.arange(logits.shape[-1]) == label_Rm[..., None]
+        at_label = jnp.arange(logits.shape[-1]) == label_Rm.reshape(-1, 1)
         logp = jnp.where(at_label, logits, 0.0).sum(axis=-1) - lse
         source = logits if entropy_gradient else jax.lax.stop_gradient(logits)
         base = lse if entropy_gradient else jax.lax.stop_gradient(lse)
-        entropy = base - (jnp.exp(source - base[..., None]) * source).sum(axis=-1)
-        return logp, entropy
+        entropy = base - (jnp.exp(source - base[:, None]) * source).sum(axis=-1)
+        return logp.reshape(rows, chunk), entropy.reshape(rows, chunk)
 
     @jax.checkpoint
     def one_chunk(hidden_RmD, label_Rm, seen_Rm):

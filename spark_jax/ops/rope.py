@@ -47,8 +47,19 @@ def rope_tables(
 ) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines [N, 1, C/2] float32 of integer positions [N]."""
     inverse = jnp.asarray(inverse_frequencies(head_dim, theta, scaling))
-    angle = position_N.astype(jnp.float32)[:, None, None] * inverse
-    return jnp.cos(angle), jnp.sin(angle)
+
+    def tables(position_N):
+        angle = position_N.astype(jnp.float32)[:, None, None] * inverse
+        return jnp.cos(angle), jnp.sin(angle)
+
+    def once(position_N):
+        # XLA's CPU compiler would compute them again for each head of each layer, where it merges
+        # them into the rotations. What comes out of a branch is not merged with anything.
+        shape = (position_N.shape[0], 1, inverse.shape[0])
+        none = (jnp.zeros(shape, inverse.dtype),) * 2
+        return jax.lax.cond(position_N[0] >= 0, tables, lambda _: none, position_N)
+
+    return jax.lax.platform_dependent(position_N, cpu=once, default=tables)
 
 
 def rotate(x_NHC: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
