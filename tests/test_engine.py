@@ -10,9 +10,10 @@ from native import NATIVE, needs_native
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import turned
 from spark_jax.models.transformer import init_params
-from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.identity import row_key
+from spark_jax.rollout.row import Row
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import UserError
 
@@ -347,7 +348,7 @@ def test_weights_are_laid_out_once_for_a_rollout(params, monkeypatch):
     """Not once for each tree, where one at a time is open. No copy of them outlasts it."""
     calls = []
     monkeypatch.setattr(
-        "spark_jax.rollout.engine.turned", lambda params: calls.append(1) or turned(params)
+        "spark_jax.rollout.sampler.turned", lambda params: calls.append(1) or turned(params)
     )
     engine = make_engine(params)
     for rollout in range(2):
@@ -357,7 +358,7 @@ def test_weights_are_laid_out_once_for_a_rollout(params, monkeypatch):
             engine.release(row.pages)
             assert engine.pool.used_pages == 0 and len(calls) == rollout + 1
         engine.rest()
-        assert engine._weights is None and engine._copies is None
+        assert engine.sampler._weights is None and engine.sampler._copies is None
     row = one_row(budget=2)
     run(engine, [row])
     engine.release(row.pages)

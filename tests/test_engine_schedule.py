@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from spark_jax.cache.pool import Pages
 from spark_jax.models.config import ModelConfig
-from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import GROUP, EngineShape, share_room
 from spark_jax.rollout.identity import row_key
+from spark_jax.rollout.row import Row
+from spark_jax.rollout.sampler import Sampler
 
 CONFIG = ModelConfig(
     vocab_size=4, layers=1, width=2, heads=1, kv_heads=1, head_dim=2, feed_forward=2
@@ -21,14 +23,52 @@ CONFIG = ModelConfig(
 LONGEST = 40
 
 
-class Dry(Engine):
+class DrySampler(Sampler):
     """Responses are as long as their allowance or, at random, shorter. Pages hold the tokens they
     are said to hold, so that a wrong table shows."""
 
+    def __init__(self, engine, rng):
+        super().__init__(CONFIG, engine.shape, np.zeros((2, 4), np.int32), 3, "float32", None)
+        self._pool, self._rng = engine.pool, rng
+        self.memory = {}  # (page, slot) -> token
+
+    def _write(self, row, tokens, first):
+        S = self.shape.slots
+        for i, token in enumerate(tokens, first):
+            page = row.pages.ids[i // S]
+            assert self._pool.holders[page] == 1, "a shared page is never written"
+            self.memory[page, i % S] = token
+
+    def copy(self, copies):
+        for source, target in copies:
+            for slot in range(self.shape.slots):
+                self.memory[target, slot] = self.memory.get((source, slot))
+
+    def prefill(self, groups, G):
+        assert len(groups) <= G
+        for row, start, n in groups:
+            assert 0 < n <= GROUP
+            self._write(row, row.tokens[start : start + n], start)
+
+    def decode(self, rows, B, tiles, stamps):
+        assert len(rows) <= B
+        chunk = self.shape.chunk
+        tokens, logprobs = np.full((B, chunk), -1), np.zeros((B, chunk))
+        for b, row in enumerate(rows):
+            new = []
+            for _ in range(min(chunk, row.budget - len(row.response))):
+                new.append(3 if self._rng.random() < 0.1 else self._rng.randrange(3))
+                if new[-1] == 3:
+                    break
+            tokens[b, : len(new)] = new
+            self._write(row, [row.tokens[-1], *new[:-1]], row.pages.length)
+        return tokens, logprobs, np.zeros(B, np.int32)
+
+
+class Dry(Engine):
     def __init__(self, shape, rng):
         super().__init__(CONFIG, shape, np.zeros((2, 4), np.int32), end_of_turn=3)
-        self.rng = rng
-        self.memory = {}  # (page, slot) -> token
+        self.sampler = DrySampler(self, rng)
 
     def _evict(self):
         """Pages come free by it whenever some holder but the head has one of its own."""
@@ -40,42 +80,10 @@ class Dry(Engine):
         assert self.pool.free_pages > free or not own
         return done
 
-    def _write(self, row, tokens, first):
-        S = self.shape.slots
-        for i, token in enumerate(tokens, first):
-            page = row.pages.ids[i // S]
-            assert self.pool.holders[page] == 1, "a shared page is never written"
-            self.memory[page, i % S] = token
-
-    def _copy(self, copies):
-        for source, target in copies:
-            for slot in range(self.shape.slots):
-                self.memory[target, slot] = self.memory.get((source, slot))
-
-    def _prefill(self, groups, G):
-        assert len(groups) <= G
-        for row, start, n in groups:
-            assert 0 < n <= GROUP
-            self._write(row, row.tokens[start : start + n], start)
-
-    def _decode(self, rows, B, tiles):
-        assert len(rows) <= B
-        chunk = self.shape.chunk
-        tokens, logprobs = np.full((B, chunk), -1), np.zeros((B, chunk))
-        for b, row in enumerate(rows):
-            new = []
-            for _ in range(min(chunk, row.budget - len(row.response))):
-                new.append(3 if self.rng.random() < 0.1 else self.rng.randrange(3))
-                if new[-1] == 3:
-                    break
-            tokens[b, : len(new)] = new
-            self._write(row, [row.tokens[-1], *new[:-1]], row.pages.length)
-        return tokens, logprobs, np.zeros(B, np.int32)
-
     def check(self, row):
         """The cache holds the path, all but its last token."""
         held = [
-            self.memory[row.pages.ids[i // self.shape.slots], i % self.shape.slots]
+            self.sampler.memory[row.pages.ids[i // self.shape.slots], i % self.shape.slots]
             for i in range(row.pages.length)
         ]
         assert held == row.tokens[: row.pages.length] and row.pages.length == len(row.tokens) - 1
@@ -246,7 +254,7 @@ def programs_for(groups, ladder):
     engine = dry(rows=1, pages=groups * GROUP + 9, path_tokens=groups * GROUP + 9, slots=16)
     taken = []
     engine.shape = dataclasses.replace(engine.shape, prefill_tokens=ladder[-1] * GROUP)
-    engine._prefill = lambda some, G: taken.append(G)
+    engine.sampler.prefill = lambda some, G: taken.append(G)
     engine.add(Row([0] * (groups * GROUP + 1), row_key(0), 0))
     engine.round()
     return taken

@@ -10,7 +10,8 @@ import jax, numpy as np
 from test_engine import CONFIG, END, NEVER, prompt, run
 from spark_jax.models.sharding import cache_sharding, data_parts, make_mesh, param_shardings
 from spark_jax.models.transformer import init_params
-from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine import Engine
+from spark_jax.rollout.row import Row
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.engines import Engines
 from spark_jax.rollout.identity import row_key
@@ -56,7 +57,7 @@ np.testing.assert_allclose(close, logprobs, atol=2e-5)
 assert many.stats.response_tokens == one.stats.response_tokens > 100
 for engine, part in zip(many._engines, parts):
     assert engine.pool.used_pages == 0
-    engine.use(engine.params, 1.0)
+    engine.use(engine.sampler.params, 1.0)
     assert engine.kv[0][0].devices() == set(part.devices.flat)
     assert engine.kv[0][0].addressable_shards[0].data.shape[2] == CONFIG.kv_heads
 print("equal")

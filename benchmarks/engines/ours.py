@@ -13,9 +13,10 @@ from benchmarks.workload import Shape
 from spark_jax.cache.pool import Pages
 from spark_jax.models.presets import Model
 from spark_jax.ops.gpu_trial import pick
-from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape, attention_sizes
 from spark_jax.rollout.identity import row_key
+from spark_jax.rollout.row import Row
 
 NEVER = -1  # an end-of-turn token that no vocabulary has
 

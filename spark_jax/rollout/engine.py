@@ -14,60 +14,26 @@ and are recomputed from their tokens later; so there is no deadlock, only work d
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
-import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Sharding
 
-from spark_jax.cache.kv import Kv, copy_pages, init_copies, init_kv
+from spark_jax.cache.kv import Kv
 from spark_jax.cache.memory import give_back
 from spark_jax.cache.pool import PagePool, Pages
-from spark_jax.cache.tiles import (
-    WORTH_NATIVE,
-    WORTH_TILES,
-    Held,
-    make_tiles,
-    most_tiles,
-    pages_of_tile,
-)
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.layouts import turned
-from spark_jax.models.packed import packed
-from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
+from spark_jax.ops.tile_attention import TileLists
 from spark_jax.rollout.engine_shape import GROUP, EngineShape, bucket, share_room
-from spark_jax.rollout.programs import DecodeRows, Weights, decode_chunk, prefill
+from spark_jax.rollout.programs import Decoded
+from spark_jax.rollout.row import Row
+from spark_jax.rollout.sampler import Sampler
 from spark_jax.types import UserError
-
-
-@dataclasses.dataclass(eq=False)
-class Row:
-    """One response to sample at the end of a path."""
-
-    tokens: list[int]  # the path so far; grows by the sampled tokens
-    key: np.ndarray  # uint32 [2], identity of the response (rollout/identity.py)
-    budget: int  # most tokens of the response; 0 = only bring the path into the cache
-    pages: Pages = dataclasses.field(default_factory=Pages)
-    keep_prefix: bool = False  # leave a second holder of the path, as it was before the response
-    prefix: Pages | None = None
-    response: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    stop: int = 0  # state of the stop automaton
-
-    @property
-    def to_prefill(self) -> int:
-        """Tokens to bring into the cache before the last one can be fed."""
-        return len(self.tokens) - 1 - self.pages.length
-
-    @property
-    def longest(self) -> int:
-        """Cached tokens when the response has its full length."""
-        return len(self.tokens) - len(self.response) + self.budget
 
 
 @dataclasses.dataclass
@@ -95,11 +61,12 @@ class _Chunk(NamedTuple):
     rows: Sequence[Row]
     size: int  # B, rows of the padded batch
     tiles: TileLists
-    out: tuple[jax.Array, jax.Array, jax.Array]  # tokens, log-probabilities, stop states
+    out: Decoded
 
 
 class Engine:
-    """Owns the cache and the queue. `round()` is one look of the host."""
+    """Owns the queue and the pool of pages; what lies on the device is the sampler's
+    (rollout/sampler.py). `round()` is one look of the host."""
 
     def __init__(
         self,
@@ -112,28 +79,10 @@ class Engine:
     ):
         """`dtype`: of the cache, and of the weights that products read. `place`: where the pages of
         the cache lie (as `page_shapes` has them); None is jax's own choice."""
-        self.config = dataclasses.replace(config, dtype=dtype)
-        self.dtype, self.shape, self.end_of_turn = dtype, shape, end_of_turn
-        if shape.backend == "native" and dtype == "bfloat16":
-            dtype = "uint16"  # ops/bits.py
+        self.shape, self.end_of_turn = shape, end_of_turn
+        self.sampler = Sampler(config, shape, stop_table, end_of_turn, dtype, place)
         self.pool = PagePool(shape.pages, shape.slots)
-        self._empty_cache = functools.partial(
-            init_kv, config, shape.pages, shape.slots, dtype, backend=shape.backend
-        )
-        self._place = place
-        self._spread = place if isinstance(place, NamedSharding) else None
-        # There from the first use until `rest`: the cache, and copies of weights. Copies of the
-        # tiles that decoding looks at are there while paths are alive.
-        self._kv: Kv | None = None
-        self._weights: Weights | None = None
-        self._copies: tuple[TileCopies, ...] | None = None
-        self._held: tuple[Held, Held] = ()
-        if self._spread is not None:
-            place = NamedSharding(self._spread.mesh, PartitionSpec())
-        self.stop_table = jax.device_put(jnp.asarray(stop_table), place)
         self.accept = stop_table.shape[0] - 1
-        self.temperature = np.float32(1.0)
-        self.params = None
         self.waiting: collections.deque[Row] = collections.deque()
         self.running: list[Row] = []
         self._parked: dict[int, Pages] = {}
@@ -149,41 +98,34 @@ class Engine:
         return self.shape.rows
 
     @property
+    def config(self) -> ModelConfig:
+        """Of the model, in the sampler's type."""
+        return self.sampler.config
+
+    @property
     def kv(self) -> Kv:
         """The cache on the device."""
-        if self._kv is None:
-            place = self._place
-            if place is None and self.params is not None:
-                weight = jax.tree.leaves(self.params)[0]
-                # As results of programs are then: no second compilation.
-                if weight.committed and len(weight.devices()) == 1:
-                    place = SingleDeviceSharding(*weight.devices())
-            self._kv = self._empty_cache(sharding=place)
-        return self._kv
-
-    @kv.setter
-    def kv(self, kv: Kv) -> None:
-        self._kv = kv
+        return self.sampler.kv
 
     def use(self, params, temperature: float) -> None:
         """Samples from `params` at `temperature` from now on. Cached keys and values would be
         stale after a change of weights, so no path may be alive."""
         if self.waiting or self.running or self.pool.used_pages:
             raise ValueError("weights can change only when no path holds pages")
-        self.rest()
-        self.params, self.temperature = params, np.float32(temperature)
+        self.sampler.use(params, temperature)
+        give_back()
         self.stats = EngineStats()
 
     def compile_all(self) -> int:
         """Runs every program once on empty rows; returns their number."""
         count = 0
         for G in self.shape.group_ladder:
-            self._prefill([], G)
+            self.sampler.prefill([], G)
             count += 1
         for B in self.shape.row_ladder:
-            self._decode([], B, self._tiles([], B))
+            self.sampler.decode([], B, self.sampler.tiles([], B), self.pool.stamps)
             count += 1
-        self._copy([(0, 0)])
+        self.sampler.copy([(0, 0)])
         jax.block_until_ready(self.kv)
         self.rest()
         return count + 1
@@ -193,17 +135,8 @@ class Engine:
         return bool(self.waiting or self.running)
 
     def device_bytes(self) -> dict[str, int]:
-        """What it takes of each of its devices: the cache and, with plain XLA, copies of tiles."""
-        shape, config = self.shape, self.config
-        heads = config.kv_heads
-        if self._spread is not None:
-            heads = self._spread.shard_shape((1, 1, heads, 1))[2]
-        token = 2 * config.layers * heads * config.head_dim * jnp.dtype(self.dtype).itemsize
-        out = {"cache": token * shape.pages * shape.slots}
-        if shape.backend == "xla":
-            tiles = sum(most_tiles(shape.rows, shape.table_pages, shape.slots))
-            out["copies of tiles"] = token * tiles * pages_of_tile(shape.slots) * shape.slots
-        return out
+        """What it takes of each of its devices, by name."""
+        return self.sampler.device_bytes()
 
     @property
     def load(self) -> int:
@@ -236,15 +169,13 @@ class Engine:
         self._parked.pop(id(pages), None)
         self.pool.free(pages)
         if not self.pool.used_pages:  # as at first: where tiles lie decides how sums are rounded
-            self._copies = None
+            self.sampler.drop_copies()
             give_back()
 
     def rest(self) -> None:
         """The rollout is over: cache and copies are given up, so that a learner has their memory
         (the cache only if no path is alive)."""
-        self._copies = self._weights = None
-        if not self.pool.used_pages:
-            self._kv = None
+        self.sampler.rest(cache=not self.pool.used_pages)
         give_back()
 
     def round(self) -> list[Row]:
@@ -254,31 +185,41 @@ class Engine:
 
     def begin(self) -> None:
         """The first half of a round: hands the device its work, and does not wait for it."""
-        start, device_before = time.perf_counter(), self.stats.device_seconds
-        self._admit()
-        self._prefill_round()
-        self._ready = [row for row in self.running if row.to_prefill == 0]
-        for row in self._ready:
-            if row.keep_prefix and row.prefix is None:
-                row.prefix = self.fork(row.pages)
-        self._chunk = self._begin_chunk([row for row in self._ready if row.budget])
-        on_device = self.stats.device_seconds - device_before
-        self.stats.host_seconds += time.perf_counter() - start - on_device
+        with self._on_host():
+            self._admit()
+            self._prefill_round()
+            self._ready = [row for row in self.running if row.to_prefill == 0]
+            for row in self._ready:
+                if row.keep_prefix and row.prefix is None:
+                    row.prefix = self.fork(row.pages)
+            self._chunk = self._begin_chunk([row for row in self._ready if row.budget])
 
     def complete(self) -> list[Row]:
         """The other half: waits for the device, and returns the rows that are complete."""
-        start, device_before = time.perf_counter(), self.stats.device_seconds
-        if self._chunk is not None:
-            self._take(self._chunk)
-        finished = [row for row in self._ready if self._is_finished(row)]
-        self._ready, self._chunk = [], None
-        for row in finished:
-            self.running.remove(row)
-            self._parked[id(row.pages)] = row.pages
-        self.stats.most_pages = max(self.stats.most_pages, self.pool.used_pages)
-        on_device = self.stats.device_seconds - device_before
-        self.stats.host_seconds += time.perf_counter() - start - on_device
+        with self._on_host():
+            if self._chunk is not None:
+                self._take(self._chunk)
+            finished = [row for row in self._ready if self._is_finished(row)]
+            self._ready, self._chunk = [], None
+            for row in finished:
+                self.running.remove(row)
+                self._parked[id(row.pages)] = row.pages
+            self.stats.most_pages = max(self.stats.most_pages, self.pool.used_pages)
         return finished
+
+    @contextlib.contextmanager
+    def _on_device(self) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        self.stats.device_seconds += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def _on_host(self) -> Iterator[None]:
+        """Counts what is not inside `_on_device`."""
+        began, device_before = time.perf_counter(), self.stats.device_seconds
+        yield
+        on_device = self.stats.device_seconds - device_before
+        self.stats.host_seconds += time.perf_counter() - began - on_device
 
     # --- scheduling -------------------------------------------------------------------------
 
@@ -327,38 +268,14 @@ class Engine:
             or row.response[-1:] == [self.end_of_turn]
         )
 
-    # --- device calls -----------------------------------------------------------------------
-
-    def _laid_out(self) -> Weights:
-        if self._weights is None:
-            if self.shape.backend == "native":
-                self._weights = Weights(packed=packed(self.params, self.dtype))
-            else:
-                params = self.params
-                wanted = jnp.dtype(self.dtype)
-                if any(x.dtype != wanted for x in jax.tree.leaves(params)):
-                    params = _narrowed(params, dtype=self.dtype)
-                on_cpu = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
-                self._weights = Weights(params, turned(params) if on_cpu else None)
-        return self._weights
+    # --- work for the device ----------------------------------------------------------------
 
     def _grow(self, rows: Sequence[Row], lengths: Sequence[int]) -> None:
         copies = []
         for row, length in zip(rows, lengths, strict=True):
             copies += self.pool.grow(row.pages, length)
         for i in range(0, len(copies), self.shape.rows):
-            self._copy(copies[i : i + self.shape.rows])
-
-    def _copy(self, copies: list[tuple[int, int]]) -> None:
-        padded = np.zeros((2, self.shape.rows), np.int32)
-        padded[:, : len(copies)] = np.array(copies, np.int32).T
-        self.kv = copy_pages(self.kv, padded[0], padded[1], self._spread)
-
-    def _table(self, rows: Sequence[Row], B: int) -> np.ndarray:
-        table_BW = np.zeros((B, self.shape.table_pages), np.int32)
-        for b, row in enumerate(rows):
-            table_BW[b, : len(row.pages.ids)] = row.pages.ids
-        return table_BW
+            self.sampler.copy(copies[i : i + self.shape.rows])
 
     def _prefill_round(self) -> None:
         """Prefills what the running rows lack, as far as one prefill goes (`share_room`)."""
@@ -376,37 +293,16 @@ class Engine:
             for row, length in zip(rows, lengths, strict=True)
             for start in range(row.pages.length, length, GROUP)
         ]
-        began = time.perf_counter()
-        while groups:  # several programs that are full rather than a large one with padding
-            ladder = self.shape.group_ladder
-            G = max((g for g in ladder if g <= len(groups)), default=ladder[0])
-            self._prefill(groups[:G], G)
-            self.stats.prefill_slots += G * GROUP
-            groups = groups[G:]
-        self.stats.device_seconds += time.perf_counter() - began
+        ladder = self.shape.group_ladder
+        with self._on_device():
+            while groups:  # several programs that are full rather than a large one with padding
+                G = max((g for g in ladder if g <= len(groups)), default=ladder[0])
+                self.sampler.prefill(groups[:G], G)
+                self.stats.prefill_slots += G * GROUP
+                groups = groups[G:]
         self.stats.prefill_tokens += sum(counts)
         for row, n in zip(rows, counts, strict=True):
             self.pool.wrote(row.pages, n)
-
-    def _prefill(self, groups: Sequence[tuple[Row, int, int]], G: int) -> None:
-        """`groups`: (row, position of the first token, tokens). A group may look at an earlier one
-        of its row: all keys are written before any are read."""
-        token_GT = np.zeros((G, GROUP), np.int32)
-        start_G, count_G = np.zeros((2, G), np.int32)
-        for g, (row, start, n) in enumerate(groups):
-            start_G[g], count_G[g] = start, n
-            token_GT[g, :n] = row.tokens[start : start + n]
-        self.kv = prefill(
-            self._laid_out(),
-            self.kv,
-            token_GT,
-            start_G,
-            count_G,
-            self._table([row for row, _, _ in groups], G),
-            config=self.config,
-            backend=self.shape.backend,
-            place=self._spread,
-        )
 
     def _begin_chunk(self, rows: Sequence[Row]) -> _Chunk | None:
         if not rows:
@@ -414,18 +310,16 @@ class Engine:
         chunk = self.shape.chunk
         self._grow(rows, [min(row.pages.length + chunk, row.longest) for row in rows])
         B = bucket(self.shape.row_ladder, len(rows))
-        tiles = self._tiles(rows, B)
-        began = time.perf_counter()
-        out = self._decode(rows, B, tiles)
-        self.stats.device_seconds += time.perf_counter() - began
+        tiles = self.sampler.tiles(rows, B)
+        with self._on_device():
+            out = self.sampler.decode(rows, B, tiles, self.pool.stamps)
         return _Chunk(rows, B, tiles, out)
 
     def _take(self, chunk: _Chunk) -> None:
         """Waits for a chunk and adds what it sampled to its rows."""
         rows, B, tiles, out = chunk
-        began = time.perf_counter()
-        token_BX, logprob_BX, stop_B = jax.device_get(out)
-        self.stats.device_seconds += time.perf_counter() - began
+        with self._on_device():
+            token_BX, logprob_BX, stop_B = jax.device_get(out)
         steps_B = np.append((token_BX >= 0).sum(1), 0)  # of no row: 0
         self.stats.decode_rows += B * int(steps_B.max())
         for part in tiles:  # each as long as one of its rows goes on
@@ -439,56 +333,3 @@ class Engine:
             self.pool.wrote(row.pages, n)
             row.stop = int(stop_B[b])
             self.stats.response_tokens += n
-
-    def _tiles(self, rows: Sequence[Row], B: int) -> TileLists:
-        shape = self.shape
-        pages = [row.pages.ids for row in rows]
-        worth = WORTH_NATIVE if shape.backend == "native" else WORTH_TILES
-        return make_tiles(pages, B, shape.table_pages, shape.slots, shape.share_prefix, worth)
-
-    def _decode(self, rows: Sequence[Row], B: int, tiles: TileLists):
-        token_B, position_B, left_B, stop_B = np.zeros((4, B), np.int32)
-        key_B2 = np.zeros((B, 2), np.uint32)
-        for b, row in enumerate(rows):
-            token_B[b], position_B[b] = row.tokens[-1], row.pages.length
-            left_B[b], stop_B[b] = row.budget - len(row.response), row.stop
-            key_B2[b] = row.key
-        stale = None
-        if self.shape.backend == "xla":
-            tiles, stale = self._settle(tiles)
-        self.kv, self._copies, out = decode_chunk(
-            self._laid_out(),
-            self.kv,
-            self._copies,
-            DecodeRows(
-                token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B), tiles, stale
-            ),
-            self.stop_table,
-            self.temperature,
-            config=self.config,
-            chunk=self.shape.chunk,
-            end_of_turn=self.end_of_turn,
-            backend=self.shape.backend,
-            place=self._spread,
-        )
-        return out
-
-    def _settle(self, tiles: TileLists) -> tuple[TileLists, tuple[Stale, Stale]]:
-        """Lays the tiles where their copies are; makes room for copies if there is none."""
-        shape = self.shape
-        if self._copies is None:
-            places = most_tiles(shape.rows, shape.table_pages, shape.slots)
-            self._held = tuple(map(Held, places))
-            self._copies = init_copies(self.kv, *places, pages_of_tile(shape.slots))
-        settled = [
-            held.settle(part, self.pool.stamps, shape.slots)
-            for held, part in zip(self._held, tiles, strict=True)
-        ]
-        parts, stale = zip(*settled, strict=True)
-        return TileLists(*parts), stale
-
-
-@functools.partial(jax.jit, static_argnames="dtype")
-def _narrowed(params, dtype: str):
-    """The matrices in the type that products read; scales and biases stay as they are."""
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)

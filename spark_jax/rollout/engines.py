@@ -16,7 +16,8 @@ from jax.sharding import Mesh
 
 from spark_jax.cache.pool import Pages
 from spark_jax.models.sharding import part_of_params
-from spark_jax.rollout.engine import Engine, EngineStats, Row
+from spark_jax.rollout.engine import Engine, EngineStats
+from spark_jax.rollout.row import Row
 
 
 class Engines:

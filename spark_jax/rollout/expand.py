@@ -17,11 +17,12 @@ from spark_jax.envs.remember import RememberingPool
 from spark_jax.envs.response import parse_response
 from spark_jax.rollout.budget import Indices
 from spark_jax.rollout.dialogue import NO_ACTION, Dialogue
-from spark_jax.rollout.engine import Engine, Row
+from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engines import Engines
 from spark_jax.rollout.growing import Fork, Growing, Limits, Path, TreeRule
 from spark_jax.rollout.identity import row_key
 from spark_jax.rollout.reinvest import Place, share_out
+from spark_jax.rollout.row import Row
 from spark_jax.rollout.signals import Step
 from spark_jax.rollout.stops import EXPLORED, state_after, stop_patterns
 from spark_jax.types import Node, Outcome, PastStep, Start, StepResult, Task, Tree, UserError

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from spark_jax.envs.response import THINKING, Kind
 from spark_jax.rollout.budget import Budget, Indices
 from spark_jax.rollout.dialogue import Dialogue
-from spark_jax.rollout.engine import Row
+from spark_jax.rollout.row import Row
 from spark_jax.rollout.signals import Signal
 from spark_jax.types import Node, PastStep, Start, Task, Tree
 

@@ -1,0 +1,211 @@
+"""The device half of the sampling engine: the cache, the weights as programs want them, and calls
+of the programs (rollout/programs.py). What runs when, and on which pages, is up to the engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from spark_jax.cache.kv import Kv, copy_pages, init_copies, init_kv
+from spark_jax.cache.tiles import (
+    WORTH_NATIVE,
+    WORTH_TILES,
+    Held,
+    make_tiles,
+    most_tiles,
+    pages_of_tile,
+)
+from spark_jax.models.config import ModelConfig
+from spark_jax.models.layouts import Params, turned
+from spark_jax.models.packed import packed
+from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
+from spark_jax.rollout.engine_shape import GROUP, EngineShape
+from spark_jax.rollout.programs import Decoded, DecodeRows, Weights, decode_chunk, prefill
+from spark_jax.rollout.row import Row
+
+
+class Sampler:
+    """Owns what an engine has on its devices. There from the first use until `rest`: the cache, and
+    copies of weights. Copies of the tiles that decoding looks at are there while paths are alive
+    (`drop_copies`)."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        shape: EngineShape,
+        stop_table: np.ndarray,
+        end_of_turn: int,
+        dtype: str,
+        place: Sharding | None,
+    ):
+        self.config = dataclasses.replace(config, dtype=dtype)
+        self.dtype, self.shape, self.end_of_turn = dtype, shape, end_of_turn
+        if shape.backend == "native" and dtype == "bfloat16":
+            dtype = "uint16"  # ops/bits.py
+        self._empty_cache = functools.partial(
+            init_kv, config, shape.pages, shape.slots, dtype, backend=shape.backend
+        )
+        self._place = place
+        self._spread = place if isinstance(place, NamedSharding) else None
+        self._kv: Kv | None = None
+        self._weights: Weights | None = None
+        self._copies: tuple[TileCopies, ...] | None = None
+        self._held: tuple[Held, Held] = ()
+        if self._spread is not None:
+            place = NamedSharding(self._spread.mesh, PartitionSpec())
+        self._stop_table = jax.device_put(jnp.asarray(stop_table), place)
+        self.params: Params | None = None
+        self._temperature = np.float32(1.0)
+
+    @property
+    def kv(self) -> Kv:
+        """The cache on the device."""
+        if self._kv is None:
+            place = self._place
+            if place is None and self.params is not None:
+                weight = jax.tree.leaves(self.params)[0]
+                # As results of programs are then: no second compilation.
+                if weight.committed and len(weight.devices()) == 1:
+                    place = SingleDeviceSharding(*weight.devices())
+            self._kv = self._empty_cache(sharding=place)
+        return self._kv
+
+    def use(self, params: Params, temperature: float) -> None:
+        """Samples from `params` at `temperature` from now on."""
+        self.rest(cache=True)
+        self.params, self._temperature = params, np.float32(temperature)
+
+    def drop_copies(self) -> None:
+        """Gives up the copies of tiles; they come back as rows are decoded."""
+        self._copies = None
+
+    def rest(self, cache: bool) -> None:
+        """Gives up copies of weights and of tiles, and the `cache` too."""
+        self._copies = self._weights = None
+        if cache:
+            self._kv = None
+
+    def device_bytes(self) -> dict[str, int]:
+        """What it takes of each of its devices: the cache and, with plain XLA, copies of tiles."""
+        shape, config = self.shape, self.config
+        heads = config.kv_heads
+        if self._spread is not None:
+            heads = self._spread.shard_shape((1, 1, heads, 1))[2]
+        token = 2 * config.layers * heads * config.head_dim * jnp.dtype(self.dtype).itemsize
+        out = {"cache": token * shape.pages * shape.slots}
+        if shape.backend == "xla":
+            tiles = sum(most_tiles(shape.rows, shape.table_pages, shape.slots))
+            out["copies of tiles"] = token * tiles * pages_of_tile(shape.slots) * shape.slots
+        return out
+
+    def copy(self, copies: list[tuple[int, int]]) -> None:
+        """Copies pages, at most as many as there are rows: (from, to)."""
+        padded = np.zeros((2, self.shape.rows), np.int32)
+        padded[:, : len(copies)] = np.array(copies, np.int32).T
+        self._kv = copy_pages(self.kv, padded[0], padded[1], self._spread)
+
+    def prefill(self, groups: Sequence[tuple[Row, int, int]], G: int) -> None:
+        """Brings at most `G` groups into the cache: (row, position of the first token, tokens). A
+        group may look at an earlier one of its row: all keys are written before any are read."""
+        token_GT = np.zeros((G, GROUP), np.int32)
+        start_G, count_G = np.zeros((2, G), np.int32)
+        for g, (row, start, n) in enumerate(groups):
+            start_G[g], count_G[g] = start, n
+            token_GT[g, :n] = row.tokens[start : start + n]
+        self._kv = prefill(
+            self._laid_out(),
+            self.kv,
+            token_GT,
+            start_G,
+            count_G,
+            self._table([row for row, _, _ in groups], G),
+            config=self.config,
+            backend=self.shape.backend,
+            place=self._spread,
+        )
+
+    def tiles(self, rows: Sequence[Row], B: int) -> TileLists:
+        """The rows' pages for a decode batch of `B` rows (cache/tiles.py)."""
+        shape = self.shape
+        pages = [row.pages.ids for row in rows]
+        worth = WORTH_NATIVE if shape.backend == "native" else WORTH_TILES
+        return make_tiles(pages, B, shape.table_pages, shape.slots, shape.share_prefix, worth)
+
+    def decode(
+        self, rows: Sequence[Row], B: int, tiles: TileLists, stamps: Sequence[int]
+    ) -> Decoded:
+        """Starts a chunk of at most `B` rows, and does not wait for it. `stamps`: of the pool's
+        pages, by which copies of tiles know that they are stale."""
+        token_B, position_B, left_B, stop_B = np.zeros((4, B), np.int32)
+        key_B2 = np.zeros((B, 2), np.uint32)
+        for b, row in enumerate(rows):
+            token_B[b], position_B[b] = row.tokens[-1], row.pages.length
+            left_B[b], stop_B[b] = row.budget - len(row.response), row.stop
+            key_B2[b] = row.key
+        stale = None
+        if self.shape.backend == "xla":
+            tiles, stale = self._settle(tiles, stamps)
+        self._kv, self._copies, out = decode_chunk(
+            self._laid_out(),
+            self.kv,
+            self._copies,
+            DecodeRows(
+                token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B), tiles, stale
+            ),
+            self._stop_table,
+            self._temperature,
+            config=self.config,
+            chunk=self.shape.chunk,
+            end_of_turn=self.end_of_turn,
+            backend=self.shape.backend,
+            place=self._spread,
+        )
+        return out
+
+    def _settle(
+        self, tiles: TileLists, stamps: Sequence[int]
+    ) -> tuple[TileLists, tuple[Stale, Stale]]:
+        """Lays the tiles where their copies are; makes room for copies if there is none."""
+        shape = self.shape
+        if self._copies is None:
+            places = most_tiles(shape.rows, shape.table_pages, shape.slots)
+            self._held = tuple(map(Held, places))
+            self._copies = init_copies(self.kv, *places, pages_of_tile(shape.slots))
+        settled = [
+            held.settle(part, stamps, shape.slots)
+            for held, part in zip(self._held, tiles, strict=True)
+        ]
+        parts, stale = zip(*settled, strict=True)
+        return TileLists(*parts), stale
+
+    def _laid_out(self) -> Weights:
+        if self._weights is None:
+            if self.shape.backend == "native":
+                self._weights = Weights(packed=packed(self.params, self.dtype))
+            else:
+                params = self.params
+                wanted = jnp.dtype(self.dtype)
+                if any(x.dtype != wanted for x in jax.tree.leaves(params)):
+                    params = _narrowed(params, dtype=self.dtype)
+                on_cpu = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
+                self._weights = Weights(params, turned(params) if on_cpu else None)
+        return self._weights
+
+    def _table(self, rows: Sequence[Row], B: int) -> np.ndarray:
+        table_BW = np.zeros((B, self.shape.table_pages), np.int32)
+        for b, row in enumerate(rows):
+            table_BW[b, : len(row.pages.ids)] = row.pages.ids
+        return table_BW
+
+
+@functools.partial(jax.jit, static_argnames="dtype")
+def _narrowed(params, dtype: str):
+    """The matrices in the type that products read; scales and biases stay as they are."""
+    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
