@@ -50,7 +50,7 @@ class DrySampler(Sampler):
             assert 0 < n <= GROUP
             self._write(row, row.tokens[start : start + n], start)
 
-    def decode(self, rows, B, tiles, stamps):
+    def decode(self, rows, B, tiles):
         assert len(rows) <= B
         chunk = self.shape.chunk
         tokens, logprobs = np.full((B, chunk), -1), np.zeros((B, chunk))

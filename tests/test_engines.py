@@ -59,7 +59,7 @@ for engine, part in zip(many._engines, parts):
     assert engine.pool.used_pages == 0
     engine.use(engine.sampler.params, 1.0)
     assert engine.kv[0][0].devices() == set(part.devices.flat)
-    assert engine.kv[0][0].addressable_shards[0].data.shape[2] == CONFIG.kv_heads
+    assert engine.kv[0][0].addressable_shards[0].data.shape[1] == CONFIG.kv_heads
 print("equal")
 """
 

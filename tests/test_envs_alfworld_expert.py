@@ -17,7 +17,7 @@ from spark_jax.envs.alfworld.environment import NOTHING, AlfWorldEnvironment
 from spark_jax.envs.alfworld.expert import misjudged, play, play_surely
 from spark_jax.envs.alfworld.games import TASK_TYPES, Game
 from spark_jax.envs.response import parse_response
-from spark_jax.envs.trajectory import explore_density, rendered_turns, winning_paths
+from spark_jax.envs.trajectory import rendered_turns, winning_paths
 from spark_jax.types import Task
 
 MISSING = [p for p in ("textworld", "alfworld", "fast_downward") if not importlib.util.find_spec(p)]
@@ -34,6 +34,17 @@ def env():
     player = AlfWorldEnvironment(lambda task: tasks.find_game("", task))
     yield player
     player.close()
+
+
+def explore_density(trajectories, parts=6):
+    """Share of explore steps in steps 1-5, 6-10, … of each path (0 where there are no steps)."""
+    counts = [[0, 0] for _ in range(parts)]
+    for trajectory in trajectories:
+        for i, step in enumerate(trajectory.steps):
+            if i // 5 < len(counts):
+                counts[i // 5][0] += step.explore
+                counts[i // 5][1] += 1
+    return [explores / steps if steps else 0.0 for explores, steps in counts]
 
 
 def everything(split):

@@ -7,7 +7,7 @@ import pytest
 
 from spark_jax.envs.response import parse_response
 from spark_jax.envs.scienceworld import expert
-from spark_jax.envs.scienceworld.annotate import DENSITY, annotate
+from spark_jax.envs.scienceworld.annotate import annotate
 from spark_jax.envs.scienceworld.environment import (
     DEFAULT_HELD_OUT,
     DEFAULT_TRAINED,
@@ -16,8 +16,8 @@ from spark_jax.envs.scienceworld.environment import (
 )
 from spark_jax.envs.scienceworld.scenes import read_goal
 from spark_jax.envs.tasks import by_type, tasks_of_iteration
-from spark_jax.envs.trajectory import ExpertStep, Trajectory, explore_density, rendered_turns
-from spark_jax.types import Start, Task, UserError
+from spark_jax.envs.trajectory import ExpertStep, rendered_turns
+from spark_jax.types import Task, UserError
 
 PICK = {"lifespan-longest-lived": (0, 17), "find-animal": (34,), "find-non-living-thing": (16,)}
 PICK |= {"chemistry-mix": (4, 13), "power-component": (9,), "lifespan-shortest-lived": (0,)}
@@ -180,11 +180,3 @@ def test_lifespan_compares_what_is_there(trajectories):
 )  # fmt: skip
 def test_read_goal(text, parts):
     assert read_goal(text) == parts
-
-
-def test_density_counts_steps():
-    step = ExpertStep("a", "b")
-    steps = (step, step._replace(explore=True), step, step, step, step._replace(explore=True))
-    trajectory = Trajectory(TASKS[0], Start("", ""), steps, 100)
-    assert explore_density([trajectory] * 2) == [0.2, 1.0, 0, 0, 0, 0]
-    assert len(DENSITY) == 6

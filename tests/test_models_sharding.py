@@ -132,9 +132,9 @@ def test_a_cache_is_cut_by_heads_as_far_as_they_go():
     axes = {4: ("fsdp", "tensor"), 2: "tensor", 3: None, 8: ("fsdp", "tensor")}
     for heads, names in axes.items():
         spec = cache_sharding(heads, mesh).spec
-        assert (spec[2] if len(spec) else None) == names
+        assert (spec[1] if len(spec) else None) == names
     mesh = AbstractMesh((1, 2, 3), AXES, axis_types=(AxisType.Auto,) * 3)
-    assert cache_sharding(2, mesh).spec[2] == "fsdp"
+    assert cache_sharding(2, mesh).spec[1] == "fsdp"
 
 
 def test_runs_of_several_processes_are_refused(monkeypatch):

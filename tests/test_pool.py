@@ -140,25 +140,3 @@ def test_common_prefix(head, a, b):
     a, b = head + a, head + b
     expected = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
     assert common_prefix(a, b) == (min(len(a), len(b)) if expected is None else expected)
-
-
-def test_a_page_has_a_new_stamp_whenever_what_it_holds_changes():
-    pool = PagePool(pages=8, slots=4)
-    held = Pages()
-    pool.grow(held, 10)
-    taken = list(pool.stamps)
-    pool.wrote(held, 6)  # the first page and half of the second
-    assert held.length == 6
-    changed = [page for page in range(8) if pool.stamps[page] != taken[page]]
-    assert sorted(changed) == sorted(held.ids[:2])
-    pool.grow(held, 12)
-    before = list(pool.stamps)
-    pool.wrote(held, 1)
-    assert [page for page in range(8) if pool.stamps[page] != before[page]] == [held.ids[1]]
-    page = held.ids[0]
-    pool.free(held)
-    again = Pages()
-    while page not in again.ids:  # the same page for other tokens
-        pool.grow(again, again.length + 4)
-        pool.wrote(again, 4)
-    assert pool.stamps[page] not in before

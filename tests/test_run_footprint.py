@@ -5,8 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
-from spark_jax.cache.kv import init_copies, init_kv
-from spark_jax.cache.tiles import most_tiles, pages_of_tile
+from spark_jax.cache.kv import init_kv
 from spark_jax.models.config import ModelConfig
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
@@ -32,11 +31,7 @@ def test_an_engine_takes_what_it_says(dtype):
     stop = stop_table([bytes([i]) for i in range(97)], ["~~"])
     engine = Engine(CONFIG, shape, stop, 96, dtype)
     kv = init_kv(CONFIG, 40, 16, dtype)
-    copies = init_copies(kv, *most_tiles(4, shape.table_pages, 16), pages_of_tile(16))
-    assert engine.device_bytes() == {
-        "cache": sum(x.nbytes for x in jax.tree.leaves(kv)),
-        "copies of tiles": sum(x.nbytes for x in jax.tree.leaves(copies)),
-    }
+    assert engine.device_bytes() == {"cache": sum(x.nbytes for x in jax.tree.leaves(kv))}
 
 
 def test_too_much_is_refused_in_one_sentence():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -102,6 +103,20 @@ def test_a_second_call_changes_nothing(unbroken):
     before = (folder / "metrics.jsonl").read_bytes(), (folder / "eval.json").read_bytes()
     play(folder)
     assert before == ((folder / "metrics.jsonl").read_bytes(), (folder / "eval.json").read_bytes())
+
+
+def test_a_resumed_run_has_as_many_environments_as_before(unbroken):
+    """However many would fit now: here with one core instead of all."""
+    folder, first = unbroken
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("there is one core")
+    done = subprocess.run(
+        command(folder), cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, {min(cores)}),
+    )  # fmt: skip
+    numbers = [re.search(r"^(\d+) environments$", x.stderr, re.M)[1] for x in (first, done)]
+    assert numbers[0] == numbers[1]
 
 
 def test_a_run_killed_at_random_moments_gives_the_same_metrics(unbroken, tmp_path):

@@ -15,20 +15,11 @@ from spark_jax.cache.tiles import (
     SHARED_ROWS,
     WORTH_NATIVE,
     WORTH_TILES,
-    Held,
     make_tiles,
-    most_tiles,
     pages_of_tile,
 )
 from spark_jax.ops.paged_attention import gathered_attention, paged_attention
-from spark_jax.ops.tile_attention import (
-    NOBODY,
-    Copies,
-    Stale,
-    TileCopies,
-    copy_tiles,
-    tile_attention,
-)
+from spark_jax.ops.tile_attention import NOBODY, tile_attention
 
 
 def forest(rng, rows, most, trees=2):
@@ -60,25 +51,11 @@ def seen_by_rows(lists, rows, slots):
 
 
 def attend_pages(q, k, v, tiles, length_B, recent=None, backend="xla"):
-    """`tile_attention` with copies that held something else before, and with no tokens outside the
-    pages unless they are given."""
+    """`tile_attention`, with no tokens outside the pages unless they are given."""
     if recent is None:
         nothing = jnp.zeros((q.shape[0], k.shape[2], 1, k.shape[3]), k.dtype)
         recent = nothing.swapaxes(2, 3), nothing, 0
-    if backend != "xla":
-        return tile_attention(q, arranged(k, v, backend), tiles, length_B, recent, backend)
-    (_, slots, kv_heads, channels), pages = k.shape, tiles.own.page_UW.shape[1]
-
-    def other(part):  # one place more than there are tiles
-        places = len(part.start_U) + 1
-        return Copies(
-            jnp.full((places, kv_heads, channels, pages * slots), 7.0, k.dtype),
-            jnp.full((places, kv_heads, pages * slots, channels), 7.0, v.dtype),
-        )
-
-    stale = tuple(Stale(jnp.arange(len(part.start_U)), part.count) for part in tiles)
-    copies = copy_tiles(TileCopies(*map(other, tiles)), k, v, tiles, stale)
-    return tile_attention(q, copies, tiles, length_B, recent)
+    return tile_attention(q, arranged(k, v, backend), tiles, length_B, recent, backend)
 
 
 @settings(max_examples=200, deadline=None)
@@ -99,64 +76,6 @@ def test_every_row_reads_each_of_its_pages_once(seed, rows, most, slots, share):
         assert (tiles.tokens_U[int(tiles.count) :] == 0).all()
     if not share:
         assert lists.shared.count == 0
-
-
-@settings(max_examples=100, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), slots=st.sampled_from([16, 128]))
-def test_copies_of_tiles_that_are_there_already_are_not_made_again(seed, slots):
-    """Batches that keep some rows, of two sizes; in between, pages change. Whatever is not said
-    to be stale is in its place already, and the work is the same, in another order."""
-    rng = np.random.default_rng(seed)
-    rows, most = 6, 3 * pages_of_tile(slots)
-    helds = [Held(places) for places in most_tiles(rows, most, slots)]
-    there = [{}, {}]  # by kind: place -> stamps of the pages that were copied there
-    stamps = list(range(1 + rows * most))
-    tables = forest(rng, rows, most)
-    for chunk in range(6):
-        some = [table for table in tables if rng.random() < 0.7][: 3 if chunk % 3 == 2 else rows]
-        lists = make_tiles(some, 3 if chunk % 3 == 2 else rows, most, slots)
-        for kind, (held, part) in enumerate(zip(helds, lists, strict=True)):
-            settled, stale = held.settle(part, stamps, slots)
-            used = [u for u in range(len(part.start_U)) if settled.tokens_U[u]]
-            assert settled.count == max(used, default=-1) + 1 <= 1.25 * part.count + 1
-            nobody = 3 if chunk % 3 == 2 else rows
-            assert (settled.row_UR[settled.tokens_U == 0] == nobody).all()
-            for place in stale.place_U[: stale.count]:
-                there[kind][place] = None
-            again = 0
-            for u in used:
-                run = settled.page_UW[u, : settled.tokens_U[u] // slots]
-                now = [stamps[page] for page in run]
-                again += there[kind].get(u) == now
-                if there[kind].get(u) is None:
-                    there[kind][u] = now
-                assert there[kind][u] == now
-            assert again + stale.count == len(used) == part.count
-
-            def work(tiles):
-                return sorted(
-                    (int(tiles.start_U[u]), *tiles.page_UW[u].tolist(), *tiles.row_UR[u].tolist())
-                    for u in range(int(tiles.count))
-                    if tiles.tokens_U[u]
-                )
-
-            assert work(settled) == work(part)
-        for page in rng.choice(len(stamps), 5):
-            stamps[page] = 1000 * (chunk + 1) + int(page)
-
-
-def test_the_same_batch_again_needs_no_copies():
-    tables = [[*range(1, 9), *range(100 + 20 * b, 120 + 20 * b)] for b in range(8)]
-    lists = make_tiles(tables, 8, 32, 16)
-    helds = [Held(len(part.start_U)) for part in lists]
-    first = [
-        held.settle(part, range(300), 16)[1].count for held, part in zip(helds, lists, strict=True)
-    ]
-    assert first == [part.count for part in lists] and min(first) > 0
-    again = [
-        held.settle(part, range(300), 16)[1].count for held, part in zip(helds, lists, strict=True)
-    ]
-    assert again == [0, 0]
 
 
 def test_what_all_rows_share_is_read_once():
@@ -229,7 +148,10 @@ def test_attention_over_tiles_is_that_of_the_reference(share, heads, kv_heads, s
         length_B = np.where(np.arange(B) < rows, position_B + 1, 0)
         out, lse = attend(q, k, v, tiles, length_B)
         for reference in (gathered_attention, paged_attention):
-            wanted, wanted_lse = jax.jit(reference)(q[:, None], k, v, table_BW, position_B[:, None])
+            pages = (k, v) if reference is gathered_attention else arranged(k, v, "xla")
+            wanted, wanted_lse = jax.jit(reference)(
+                q[:, None], *pages, table_BW, position_B[:, None]
+            )
             np.testing.assert_allclose(out[:rows], wanted[:rows, 0], rtol=2e-5, atol=2e-6)
             np.testing.assert_allclose(lse[:rows], wanted_lse[:rows, 0], rtol=2e-5, atol=2e-6)
         assert np.isfinite(out).all() and (out[rows:] == 0).all()  # rows of padding

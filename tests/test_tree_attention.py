@@ -11,8 +11,8 @@ from spark_jax.ops.tree_attention import (
     blockwise_tree_attention,
     dense_tree_attention,
     flatten_end,
-    key_blocks,
     tree_attention,
+    visible_blocks,
     visible_NN,
 )
 
@@ -46,19 +46,20 @@ def values_and_gradients(attention, q, k, v):
 
 
 @pytest.mark.parametrize(
-    "dtype,tolerance,heads,kv_heads,block",
+    "dtype,tolerance,heads,kv_heads,block,together",
     [
-        ("float64", 1e-12, 6, 2, 32),
-        ("float32", 1e-5, 6, 2, 8),
-        ("float32", 1e-5, 3, 1, 32),
+        ("float64", 1e-12, 6, 2, 32, 2),
+        ("float32", 1e-5, 6, 2, 8, 1),
+        ("float32", 1e-5, 6, 2, 8, 5),
+        ("float32", 1e-5, 3, 1, 32, 100),
     ],
 )
-def test_blockwise_equals_dense(dtype, tolerance, heads, kv_heads, block):
+def test_blockwise_equals_dense(dtype, tolerance, heads, kv_heads, block, together):
     with jax.enable_x64(dtype == "float64"):
         end = flatten_end(jnp.asarray(packed_end(row_tokens=90)))[:-7]  # not a multiple of a block
         end = jnp.minimum(end, end.size)
         q, k, v = random_qkv(0, end.size, heads, kv_heads, 8, dtype)
-        blocks = key_blocks(end, block)
+        blocks = visible_blocks(end, block, together)
         fast = values_and_gradients(lambda *x: blockwise_tree_attention(*x, blocks), q, k, v)
         slow = values_and_gradients(lambda *x: dense_tree_attention(*x, end), q, k, v)
         assert fast[0].dtype == dtype
@@ -90,22 +91,25 @@ def test_rows_do_not_see_each_other():
             np.testing.assert_allclose(lse[r], lse_alone, atol=1e-5)
 
 
-def test_key_blocks_lists_exactly_the_visible_blocks():
+def test_exactly_the_visible_blocks_are_listed():
     end = flatten_end(jnp.asarray(packed_end()))
-    block = 8
-    blocks = key_blocks(end, block)
+    block, together = 8, 3
+    blocks = visible_blocks(end, block, together)
     count = end.size // block
     dense = np.asarray(visible_NN(end)).reshape(count, block, count, block).any(axis=(1, 3))
     for i in range(count):
-        listed = list(blocks.keys_QS[i, : blocks.count_Q[i]])
-        assert listed == list(np.flatnonzero(dense[i]))
-    assert int(blocks.count_Q.sum()) < count * (count + 1) // 2  # the mask does exclude blocks
+        at = divmod(i, together)
+        keys = list(blocks.keys_XYS[at][: blocks.key_count_XY[at]])
+        queries = list(blocks.queries_XYS[at][: blocks.query_count_XY[at]])
+        assert keys == list(np.flatnonzero(dense[i]))
+        assert queries == list(np.flatnonzero(dense[:, i]))
+    assert int(blocks.key_count_XY.sum()) < count * (count + 1) // 2  # the mask excludes blocks
 
 
 def test_bfloat16_is_close():
     end = flatten_end(jnp.asarray(packed_end()))
     q, k, v = random_qkv(2, end.size, 4, 2, 8, jnp.bfloat16)
-    fast, lse = blockwise_tree_attention(q, k, v, key_blocks(end, 16))
+    fast, lse = blockwise_tree_attention(q, k, v, visible_blocks(end, 16))
     slow, _ = dense_tree_attention(*(x.astype(jnp.float32) for x in (q, k, v)), end)
     assert fast.dtype == jnp.bfloat16 and lse.dtype == jnp.float32
     np.testing.assert_allclose(fast.astype(jnp.float32), slow, atol=0.05)

@@ -11,13 +11,12 @@ import functools
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from spark_jax.models.config import ModelConfig
 from spark_jax.ops.backend import Backend
 from spark_jax.ops.bits import put
 from spark_jax.ops.paged_attention import page_shapes
-from spark_jax.ops.tile_attention import Copies, TileCopies
 
 Kv = tuple[tuple[jax.Array, jax.Array], ...]
 
@@ -38,33 +37,6 @@ def pinned(kv: Kv, place: NamedSharding | None) -> Kv:
     """Says in a program that the cache stays where it is: the compiler is free to lay results out
     in another way, which would cost a second cache and compilations."""
     return kv if place is None else jax.lax.with_sharding_constraint(kv, place)
-
-
-def init_copies(kv: Kv, shared: int, own: int, tile_pages: int) -> tuple[TileCopies, ...]:
-    """Room of each layer for the copies of tiles of `tile_pages` pages, so many of each kind (the
-    kernels need none).
-
-    It is placed as the cache is, in jax's sense of "committed" too: programs were compiled so.
-    """
-    pages = kv[0][0]  # as `page_shapes` has them for xla
-    slots, heads, channels = pages.shape[1:]
-    place = pages.sharding if pages.committed else None
-    if isinstance(place, NamedSharding):
-        place = place_of_copies(place)
-
-    def zeros(*shape):
-        return jnp.zeros(shape, pages.dtype, device=place)
-
-    def room(tiles: int) -> Copies:
-        tokens = tile_pages * slots
-        return Copies(zeros(tiles, heads, channels, tokens), zeros(tiles, heads, tokens, channels))
-
-    return tuple(TileCopies(room(shared), room(own)) for _ in kv)
-
-
-def place_of_copies(place: NamedSharding) -> NamedSharding:
-    """Where the copies of tiles lie for a cache at `place`: heads are cut as there."""
-    return NamedSharding(place.mesh, PartitionSpec(None, *place.spec[2:3]))
 
 
 @functools.partial(jax.jit, static_argnames="place", donate_argnums=0)

@@ -43,9 +43,6 @@ class PagePool:
             raise ValueError("a page pool needs at least 2 pages of at least 1 slot")
         self.pages, self.slots = pages, slots
         self.holders = [0] * pages
-        # Changes whenever what the page holds does; no two states of the pool's pages share one.
-        self.stamps = [0] * pages
-        self._last_stamp = 0
         # Popped from the end: low page numbers are used first, which keeps tests readable.
         self._free = list(range(pages - 1, 0, -1))
 
@@ -91,10 +88,7 @@ class PagePool:
 
     def wrote(self, held: Pages, count: int) -> None:
         """The next `count` tokens of the path are in its pages now."""
-        end = held.length + count
-        for index in range(held.length // self.slots, self.pages_for(end)):
-            self._stamp(held.ids[index])
-        held.length = end
+        held.length += count
 
     def fork(self, held: Pages) -> Pages:
         """A second holder of the same tokens. Pages past the valid tokens are not shared."""
@@ -132,12 +126,7 @@ class PagePool:
     def _take(self) -> int:
         page = self._free.pop()
         self.holders[page] = 1
-        self._stamp(page)
         return page
-
-    def _stamp(self, page: int) -> None:
-        self._last_stamp += 1
-        self.stamps[page] = self._last_stamp
 
     def _drop(self, page: int) -> None:
         self.holders[page] -= 1

@@ -6,9 +6,6 @@ into tiles of at most `tile_pages` pages. A shared tile is read once for all its
 (one dense product), an own tile belongs to one row. Every page of every row is in exactly one
 tile of that row, so merging a row's tiles by log-sum-exp gives exact attention; the number of
 tiles grows with the unique pages, not with rows times length.
-
-Most tiles of a chunk of decoding are those of the chunk before. `Held` knows what lies where in the
-device's copies of tiles, so that only new ones are copied.
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from spark_jax.ops.tile_attention import Stale, TileLists, Tiles
+from spark_jax.ops.tile_attention import TileLists, Tiles
 
 TILE_TOKENS = 128
 SHARED_ROWS = 8  # most rows of a shared tile; more rows take several tiles over the same pages
@@ -127,43 +124,3 @@ class _Builder:
 
     def tiles(self) -> Tiles:
         return Tiles(self.page_UW, self.row_UR, self.start_U, self.tokens_U, np.int32(self.count))
-
-
-class Held:
-    """What the copies of one kind of tile hold, by place: the stamps of a tile's pages (see
-    `PagePool.stamps`), or None."""
-
-    def __init__(self, places: int):
-        self.stamps: list[tuple[int, ...] | None] = [None] * places
-
-    def settle(self, tiles: Tiles, stamps: Sequence[int], slots: int) -> tuple[Tiles, Stale]:
-        """Puts each tile where its copy is, if there is one, and lists the copies to be made.
-
-        Args:
-          tiles: one list of `make_tiles`.
-          stamps: of all pages.
-          slots: tokens of a page.
-        """
-        room, count = len(tiles.start_U), int(tiles.count)
-        keys = [
-            tuple(stamps[page] for page in tiles.page_UW[u, : tiles.tokens_U[u] // slots])
-            for u in range(count)
-        ]
-        # Places far behind the others would be looked at for nothing: rather make copies again.
-        reach = min(room, count + count // 4)
-        at = {key: place for place, key in enumerate(self.stamps[:reach]) if key is not None}
-        places = [at.pop(key, -1) for key in keys]  # a tile that is there twice has two places
-        taken = set(places)
-        free = iter(place for place in range(room) if place not in taken)
-        stale = [u for u in range(count) if places[u] < 0]
-        for u in stale:
-            places[u] = next(free)
-            self.stamps[places[u]] = keys[u]
-        if not count:
-            return tiles, Stale(np.zeros(room, np.int32), np.int32(0))
-        source_U = np.full(room, room - 1)  # where there is a hole, the last place is one too
-        source_U[places] = np.arange(count)
-        settled = Tiles(*(x[source_U] for x in tiles[:-1]), np.int32(max(places) + 1))
-        place_U = np.zeros(room, np.int32)
-        place_U[: len(stale)] = [places[u] for u in stale]
-        return settled, Stale(place_U, np.int32(len(stale)))

@@ -129,16 +129,6 @@ def right_door(room: str, choices: int) -> str:
     return COLOURS[(_hash("door") + ROOMS.index(room)) % choices]
 
 
-def single_success(q: float, doors: int) -> float:
-    """Success of one episode that guesses right with `q` at each door."""
-    return q**doors
-
-
-def tries_success(q: float, doors: int, tries: int) -> float:
-    """Success with `tries` independent guesses at each door, going on with one right one."""
-    return (1.0 - (1.0 - q) ** tries) ** doors
-
-
 @functools.cache
 def _shape(name: str) -> _Shape:
     match = re.fullmatch(r"doors-([1-9]\d*)x([2-8])(?:\+(\d+))?", name)

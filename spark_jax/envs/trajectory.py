@@ -63,14 +63,3 @@ def rendered_turns(trajectory: Trajectory) -> tuple[tuple[str, str], ...]:
         (render_response(step.reasoning, step.explore, step.action), step.observation)
         for step in trajectory.steps
     )
-
-
-def explore_density(trajectories: Sequence[Trajectory], parts: int = 6) -> list[float]:
-    """Share of explore steps in steps 1-5, 6-10, … of each path (0 where there are no steps)."""
-    counts = [[0, 0] for _ in range(parts)]
-    for trajectory in trajectories:
-        for i, step in enumerate(trajectory.steps):
-            if i // 5 < len(counts):
-                counts[i // 5][0] += step.explore
-                counts[i // 5][1] += 1
-    return [explores / steps if steps else 0.0 for explores, steps in counts]

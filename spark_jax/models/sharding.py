@@ -125,12 +125,12 @@ def part_of_params(params: Params, part: Mesh) -> Params:
 
 
 def cache_sharding(kv_heads: int, mesh: Mesh) -> Sharding:
-    """Of pages [P, S, K, C]: heads are cut over fsdp and tensor as far as their number allows."""
+    """Of pages [P, K, …]: heads are cut over fsdp and tensor as far as their number allows."""
     if mesh.size == 1:
         return SingleDeviceSharding(mesh.devices.item())
     for names in (("fsdp", "tensor"), ("tensor",), ("fsdp",)):
         if kv_heads % prod(mesh.shape[name] for name in names) == 0:
-            return NamedSharding(mesh, PartitionSpec(None, None, names, None))
+            return NamedSharding(mesh, PartitionSpec(None, names))
     return NamedSharding(mesh, PartitionSpec())
 
 

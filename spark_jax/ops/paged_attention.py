@@ -1,13 +1,14 @@
 """Attention of a few new tokens per row over the row's pages. Every backend returns
 (output, log-sum-exp), so that parts of a context can be attended to apart and merged.
 
-Pages are k_PSKC and v_PSKC; with the C++ kernels k_PKCS and v_PKSC (`page_shapes`), so that one
-head's part of a page is one piece of memory."""
+Pages are k_PKCS and v_PKSC: one head's part of a page is one piece of memory, in the order in
+which products read it. With the kernels for GPUs they are k_PSKC and v_PSKC (`page_shapes`)."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from spark_jax.ops.backend import Backend
 from spark_jax.ops.bits import kept_as, put
@@ -15,6 +16,7 @@ from spark_jax.ops.cpu_attention import paged_attention_native, write_pages_nati
 from spark_jax.ops.gpu_kernels import paged_attention_pallas
 
 BLOCK_TOKENS = 128  # cache positions looked at in one go
+BY_TOKEN = ("pallas", "pallas_interpret")  # backends that keep all heads of a token together
 
 
 def gathered_attention(
@@ -63,13 +65,12 @@ def paged_attention(
     """
     if backend == "native":
         return paged_attention_native(q_BTHC, k_pages, v_pages, table_BW, position_BT)
-    k_PSKC, v_PSKC = k_pages, v_pages
     if backend != "xla":
         return paged_attention_pallas(
-            q_BTHC, k_PSKC, v_PSKC, table_BW, position_BT, interpret=backend == "pallas_interpret"
+            q_BTHC, k_pages, v_pages, table_BW, position_BT, interpret=backend == "pallas_interpret"
         )
     B, T, H, C = q_BTHC.shape
-    _, S, K, _ = k_PSKC.shape
+    _, K, S, _ = v_pages.shape
     G, pages = H // K, max(1, BLOCK_TOKENS // S)
     table_BW = jnp.pad(table_BW, ((0, 0), (0, -table_BW.shape[1] % pages)))
     q_BKTGC = q_BTHC.reshape(B, T, K, G, C).transpose(0, 2, 1, 3, 4) * C**-0.5
@@ -79,9 +80,8 @@ def paged_attention(
     def block(i, carry):
         max_BKM, sum_BKM, out_BKMC = carry
         ids = jax.lax.dynamic_slice_in_dim(table_BW, i * pages, pages, axis=1)
-        k_BXKC = k_PSKC[ids].reshape(B, pages * S, K, C)
-        v_BXKC = v_PSKC[ids].reshape(B, pages * S, K, C)
-        scores = jnp.einsum("bkmc,bxkc->bkmx", q_BKMC, k_BXKC, preferred_element_type=jnp.float32)
+        k_BKCX, v_BKXC = side_by_side(k_pages[ids], v_pages[ids])
+        scores = jnp.einsum("bkmc,bkcx->bkmx", q_BKMC, k_BKCX, preferred_element_type=jnp.float32)
         key_X = i * (pages * S) + jnp.arange(pages * S)
         visible = key_X <= position_BT[:, None, :, None, None]
         visible = jnp.broadcast_to(visible, (B, 1, T, G, pages * S)).reshape(B, 1, T * G, -1)
@@ -91,9 +91,9 @@ def paged_attention(
         shrink = jnp.exp(max_BKM - new_max)
         weights = jnp.exp(scores - new_max[..., None])
         part = jnp.einsum(
-            "bkmx,bxkc->bkmc",
-            weights.astype(v_BXKC.dtype),
-            v_BXKC,
+            "bkmx,bkxc->bkmc",
+            weights.astype(v_BKXC.dtype),
+            v_BKXC,
             preferred_element_type=jnp.float32,
         )
         total = sum_BKM * shrink + weights.sum(-1)
@@ -118,14 +118,21 @@ def page_shapes(
     pages: int, slots: int, kv_heads: int, channels: int, backend: Backend
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of a layer's pages of keys and of values."""
-    if backend == "native":
-        return (pages, kv_heads, channels, slots), (pages, kv_heads, slots, channels)
-    return ((pages, slots, kv_heads, channels),) * 2
+    if backend in BY_TOKEN:
+        return ((pages, slots, kv_heads, channels),) * 2
+    return (pages, kv_heads, channels, slots), (pages, kv_heads, slots, channels)
 
 
 def slots_of(v_pages: jax.Array, backend: Backend) -> int:
     """Tokens of a page."""
-    return v_pages.shape[2 if backend == "native" else 1]
+    return v_pages.shape[1 if backend in BY_TOKEN else 2]
+
+
+def side_by_side(k_NWKCS: jax.Array, v_NWKSC: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Keys and values of W pages each as those of X = W S tokens: k_NKCX, v_NKXC."""
+    N, W, K, S, C = v_NWKSC.shape
+    k_NKCWS, v_NKWSC = k_NWKCS.transpose(0, 2, 3, 1, 4), v_NWKSC.swapaxes(1, 2)
+    return k_NKCWS.reshape(N, K, C, W * S), v_NKWSC.reshape(N, K, W * S, C)
 
 
 def write_pages(
@@ -140,6 +147,13 @@ def write_pages(
     if backend == "native":
         new = map(kept_as, pages, (k_NKC, v_NKC))
         return write_pages_native(*pages, *new, slot_N)
+    if backend == "xla":
+        k_PKCS, v_PKSC = pages
+        page_N, slot_N = jnp.divmod(slot_N, v_PKSC.shape[2])
+        return (
+            put(k_PKCS, np.s_[page_N, :, :, slot_N], k_NKC),
+            put(v_PKSC, np.s_[page_N, :, slot_N], v_NKC),
+        )
 
     def write(pages_PSKC, new_NKC):
         P, S, K, C = pages_PSKC.shape

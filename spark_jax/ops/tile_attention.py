@@ -1,9 +1,7 @@
 """Attention of decoding rows over tiles of pages: a tile that several rows share is read once and
 multiplied with all their queries; parts are merged by log-sum-exp. cache/tiles.py makes tiles.
 
-Plain XLA does not read the pages themselves in every step: gathering and transposing them takes
-longer than the products. `copy_tiles` lays out what is new before a chunk of decoding steps, and
-what the chunk itself adds is looked at apart (`recent`). The kernels read pages.
+What a chunk of decoding steps itself adds is not in pages yet and is looked at apart (`recent`).
 """
 
 from __future__ import annotations
@@ -17,6 +15,7 @@ import jax.numpy as jnp
 from spark_jax.ops.backend import Backend
 from spark_jax.ops.cpu_attention import tile_attention_native
 from spark_jax.ops.gpu_kernels import LOW, tile_parts_pallas
+from spark_jax.ops.paged_attention import BY_TOKEN, side_by_side
 
 # Tiles looked at in one go, (of several rows, of one row): as many as fit a core's cache, or, on an
 # accelerator, enough to fill it (a choice that was not measured).
@@ -43,28 +42,6 @@ class TileLists(NamedTuple):
     own: Tiles  # R = 1
 
 
-class Copies(NamedTuple):
-    """Keys and values of one kind of tile as the products want them, X tokens a tile. There may be
-    more places than the list of tiles has."""
-
-    k_UKCX: jax.Array
-    v_UKXC: jax.Array
-
-
-class TileCopies(NamedTuple):
-    """The copies of one layer."""
-
-    shared: Copies
-    own: Copies
-
-
-class Stale(NamedTuple):
-    """Places of one list of tiles whose copies have to be made; the first `count` of them."""
-
-    place_U: jax.Array
-    count: jax.Array
-
-
 class Parts(NamedTuple):
     """Softmax over some of the tokens: the highest score, the sum of exp(score - highest), and the
     values weighted by these (float32, by row, key head and query head of it)."""
@@ -74,36 +51,9 @@ class Parts(NamedTuple):
     out: jax.Array
 
 
-def copy_tiles(
-    copies: TileCopies,
-    k_PSKC: jax.Array,
-    v_PSKC: jax.Array,
-    tiles: TileLists,
-    stale: tuple[Stale, Stale],
-) -> TileCopies:
-    """Lays out the stale tiles, of the shared list and of the own one; in place when donated."""
-    K, C = k_PSKC.shape[2:]
-
-    def lay_out(copies: Copies, part: Tiles, stale: Stale) -> Copies:
-        def one_tile(i, copies):
-            place = stale.place_U[i]
-            k_WSKC = k_PSKC.at[part.page_UW[place]].get(mode="promise_in_bounds")
-            v_WSKC = v_PSKC.at[part.page_UW[place]].get(mode="promise_in_bounds")
-            k_KCX = k_WSKC.reshape(-1, K, C).transpose(1, 2, 0)
-            v_KXC = v_WSKC.reshape(-1, K, C).transpose(1, 0, 2)
-            return Copies(
-                jax.lax.dynamic_update_index_in_dim(copies.k_UKCX, k_KCX, place, 0),
-                jax.lax.dynamic_update_index_in_dim(copies.v_UKXC, v_KXC, place, 0),
-            )
-
-        return jax.lax.fori_loop(0, stale.count, one_tile, copies)
-
-    return TileCopies(*map(lay_out, copies, tiles, stale))
-
-
 def tile_attention(
     q_BHC: jax.Array,
-    source: TileCopies | tuple[jax.Array, jax.Array],
+    pages: tuple[jax.Array, jax.Array],
     tiles: TileLists,
     length_B: jax.Array,
     recent: tuple[jax.Array, jax.Array, jax.Array],
@@ -113,7 +63,7 @@ def tile_attention(
 
     Args:
       q_BHC: queries, not scaled.
-      source: with `xla` what `copy_tiles` made of these tiles, else the pages of keys and values.
+      pages: of keys and of values, as `page_shapes` has them.
       tiles: `TileLists`, in which every page of a row up to that length is in one tile.
       length_B: tokens of each row in its pages; or NOBODY: then its result may be anything finite,
         and the C++ kernels leave it out.
@@ -129,9 +79,9 @@ def tile_attention(
     if k_BKCX.shape[2] != C or v_BKXC.shape[2:] != (k_BKCX.shape[3], C):
         raise ValueError(f"recent keys {k_BKCX.shape} and values {v_BKXC.shape} of {C} channels")
     if backend == "native":
-        return tile_attention_native(q_BHC, *source, tiles, length_B, recent)
+        return tile_attention_native(q_BHC, *pages, tiles, length_B, recent)
     length_B = jnp.maximum(length_B, 0)
-    K = source.own.v_UKXC.shape[1] if backend == "xla" else source[0].shape[2]
+    K = pages[1].shape[2 if backend in BY_TOKEN else 1]
     G = H // K
     q_BKGC = q_BHC.reshape(B, K, G, C) * C**-0.5
     merged = _recent_parts(q_BKGC, *recent)
@@ -140,15 +90,15 @@ def tile_attention(
     length_B = jnp.pad(length_B, (0, 1))
     merged = jax.tree.map(lambda x: jnp.pad(x, ((0, 1), *[(0, 0)] * (x.ndim - 1))), merged)
     steps = STEPS.get(jax.default_backend(), WIDE_STEPS)
-    for kind, (part, step) in enumerate(zip(tiles, steps, strict=True)):
+    for part, step in zip(tiles, steps, strict=True):
         if backend == "xla":
-            merged = _add_in_a_loop(merged, q_BKGC, source[kind], part, length_B, step)
+            merged = _add_in_a_loop(merged, q_BKGC, pages, part, length_B, step)
         else:
             look = functools.partial(
                 tile_parts_pallas,
                 page_UW=part.page_UW,
-                k_PSKC=source[0],
-                v_PSKC=source[1],
+                k_PSKC=pages[0],
+                v_PSKC=pages[1],
                 count=part.count,
                 interpret=backend == "pallas_interpret",
             )
@@ -206,9 +156,7 @@ def _recent_parts(q_BKGC, k_BKCX, v_BKXC, number) -> Parts:
     return _parts(q_BKGC, visible_BMX, k_BKCX, v_BKXC)
 
 
-def _add_in_a_loop(
-    merged: Parts, q_BKGC, copies: Copies, tiles: Tiles, length_B, step: int
-) -> Parts:
+def _add_in_a_loop(merged: Parts, q_BKGC, pages, tiles: Tiles, length_B, step: int) -> Parts:
     """Merges all tiles of one kind, `step` at a time, as many as there are."""
     U = tiles.page_UW.shape[0]
     step = min(step, U)
@@ -221,7 +169,8 @@ def _add_in_a_loop(
             *(jax.lax.dynamic_slice_in_dim(x, first, step) for x in tiles[:-1]), tiles.count
         )
         row_UR = jnp.where(fresh_U[:, None], some.row_UR, q_BKGC.shape[0] - 1)
-        k_UKCX, v_UKXC = (jax.lax.dynamic_slice_in_dim(x, first, step) for x in copies)
+        k_UWKCS, v_UWKSC = (x.at[some.page_UW].get(mode="promise_in_bounds") for x in pages)
+        k_UKCX, v_UKXC = side_by_side(k_UWKCS, v_UWKSC)
 
         def look(q_UKMC, seen_UM):
             visible_UMX = jnp.arange(k_UKCX.shape[-1]) < seen_UM[..., None]

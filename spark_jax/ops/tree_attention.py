@@ -6,7 +6,9 @@ rows that lie one after the other (offset `end` by the start of the row), and pa
 (`end[j] = j + 1`: a token that sees itself and that nobody else sees).
 
 `dense_tree_attention` is the formula, `blockwise_tree_attention` the fast twin: exact, never a
-[T, T] buffer, and blocks of keys that the mask excludes cost nothing, forward and backward.
+[T, T] buffer, and only blocks that the mask lets through are looked at, forward and backward. Some
+neighbouring blocks of queries look at their next blocks of keys together: as many as fill an
+accelerator, which would be idle between the small steps of one.
 """
 
 from __future__ import annotations
@@ -24,19 +26,26 @@ from spark_jax.ops.cpu_tree_attention import native_tree_attention
 Backend = Literal["blockwise", "dense", "native"]
 
 DEFAULT_BLOCK = 128
+TOGETHER = {"cpu": 1}  # blocks whose steps are taken together
+MORE_TOGETHER = 32  # elsewhere (a choice that was not measured)
 ROW_AXES = ("data", "fsdp")
 HEAD_AXIS = "tensor"
 
 
-class KeyBlocks(NamedTuple):
-    """Which blocks of keys each block of queries has to visit. Computed once a batch.
+class Blocks(NamedTuple):
+    """Which blocks of queries see which blocks of keys. Computed once a batch.
 
-    Block s of queries visits `keys_QS[s, :count_Q[s]]`, in ascending order.
+    Blocks are in X groups of Y neighbours. Block i = x Y + y of queries sees
+    `keys_XYS[x, y, :key_count_XY[x, y]]`, as a block of keys it is seen by
+    `queries_XYS[x, y, :query_count_XY[x, y]]`, both in ascending order. What comes after these is
+    hidden by the mask altogether.
     """
 
-    end_N: jax.Array  # int32, padded to a multiple of the block
-    keys_QS: jax.Array  # int32
-    count_Q: jax.Array  # int32
+    end_NB: jax.Array  # int32, the tokens of each block; padded
+    keys_XYS: jax.Array  # int32
+    key_count_XY: jax.Array  # int32
+    queries_XYS: jax.Array  # int32
+    query_count_XY: jax.Array  # int32
 
 
 def flatten_end(end_RT: jax.Array) -> jax.Array:
@@ -52,19 +61,28 @@ def visible_NN(end_N: jax.Array) -> jax.Array:
     return (i[None, :] <= i[:, None]) & (i[:, None] < end_N[None, :])
 
 
-def key_blocks(end_N: jax.Array, block: int = DEFAULT_BLOCK) -> KeyBlocks:
-    """The compact list of visible blocks. A block of keys is visible from a later block of queries
+def visible_blocks(
+    end_N: jax.Array, block: int = DEFAULT_BLOCK, together: int | None = None
+) -> Blocks:
+    """The compact lists of visible blocks. A block of keys is visible from a later block of queries
     iff one of its subtrees reaches into it, that is if its largest `end` lies past the queries'
-    first index."""
-    padding = -end_N.shape[0] % block
+    first index. `together`: the Y of `Blocks`; by default what suits the device."""
+    count = -(-end_N.shape[0] // block)
+    together = together or TOGETHER.get(jax.default_backend(), MORE_TOGETHER)
+    together = min(together, count)
+    padding = -(-count // together) * together * block - end_N.shape[0]
     own = jnp.arange(end_N.shape[0], end_N.shape[0] + padding, dtype=jnp.int32) + 1
-    end_N = jnp.concatenate([end_N.astype(jnp.int32), own])
-    blocks = end_N.shape[0] // block
-    reach_K = end_N.reshape(blocks, block).max(axis=1)
-    index = jnp.arange(blocks, dtype=jnp.int32)
-    seen_QK = (index[None, :] <= index[:, None]) & (reach_K[None, :] > index[:, None] * block)
-    keys_QS = jnp.argsort(~seen_QK, axis=1, stable=True).astype(jnp.int32)
-    return KeyBlocks(end_N, keys_QS, seen_QK.sum(axis=1).astype(jnp.int32))
+    end_NB = jnp.concatenate([end_N.astype(jnp.int32), own]).reshape(-1, block)
+    index = jnp.arange(end_NB.shape[0], dtype=jnp.int32)
+    reach = end_NB.max(axis=1)
+    seen_QK = (index[None, :] <= index[:, None]) & (reach[None, :] > index[:, None] * block)
+
+    def listed(seen):
+        first = jnp.argsort(~seen, axis=1, stable=True).astype(jnp.int32)
+        number = seen.sum(axis=1).astype(jnp.int32)
+        return (x.reshape(-1, together, *x.shape[1:]) for x in (first, number))
+
+    return Blocks(end_NB, *listed(seen_QK), *listed(seen_QK.T))
 
 
 def dense_tree_attention(
@@ -90,17 +108,17 @@ def dense_tree_attention(
 
 
 def blockwise_tree_attention(
-    q_NHC: jax.Array, k_NKC: jax.Array, v_NKC: jax.Array, blocks: KeyBlocks
+    q_NHC: jax.Array, k_NKC: jax.Array, v_NKC: jax.Array, blocks: Blocks
 ) -> tuple[jax.Array, jax.Array]:
-    """As `dense_tree_attention`, visiting only the blocks of `blocks = key_blocks(end_N)`.
+    """As `dense_tree_attention`, over `blocks = visible_blocks(end_N)` only.
 
-    Flash-style online softmax; the backward pass recomputes the weights from the log-sum-exp.
+    Flash-style online softmax; the backward pass computes the weights again from the log-sum-exp,
+    once by queries and once by keys, so that no two blocks add to the same sum.
     """
     n, heads, channels = q_NHC.shape
     kv_heads = k_NKC.shape[1]
     groups = heads // kv_heads
-    count = blocks.keys_QS.shape[0]
-    block = blocks.end_N.shape[0] // count
+    count, block = blocks.end_NB.shape
     padding = ((0, count * block - n), (0, 0), (0, 0))
     # Heads lead inside a block, and the query heads that share a key head lie side by side, so
     # that every product is a plain matrix product and keys are never repeated.
@@ -118,13 +136,14 @@ def blockwise_tree_attention(
     )
 
 
-def _visible(i, j, block, groups, end_N):
-    """Mask of query block i against key block j, [groups * block, block]."""
-    query = i * block + jnp.arange(block, dtype=jnp.int32)
-    key = j * block + jnp.arange(block, dtype=jnp.int32)
-    end = jax.lax.dynamic_slice_in_dim(end_N, j * block, block)
-    mask = (key[None, :] <= query[:, None]) & (query[:, None] < end[None, :])
-    return jnp.tile(mask, (groups, 1))
+def _visible(blocks: Blocks, i: jax.Array, j: jax.Array, groups: int) -> jax.Array:
+    """Mask of blocks `i` of queries against blocks `j` of keys, [n, 1, groups * block, block]."""
+    block = blocks.end_NB.shape[1]
+    offset = jnp.arange(block, dtype=jnp.int32)
+    query = (i[:, None] * block + offset)[:, :, None]
+    key = (j[:, None] * block + offset)[:, None, :]
+    mask = (key <= query) & (query < blocks.end_NB[j][:, None, :])
+    return jnp.tile(mask, (1, groups, 1))[:, None]
 
 
 @jax.custom_vjp
@@ -135,78 +154,84 @@ def _attend_blocks(q, k, v, blocks):
 
 def _attend_forward(q, k, v, blocks):
     n, kv_heads, queries, channels = q.shape
-    block = k.shape[2]
     dtype = jnp.promote_types(q.dtype, jnp.float32)
+    groups, together = queries // k.shape[2], blocks.keys_XYS.shape[1]
 
-    def one_block(i):
-        q_i = q[i]
-
+    def neighbours(i, q, keys_YS, count_Y):
         def visit(s, state):
             best, total, acc = state
-            j = blocks.keys_QS[i, s]
-            scores = jnp.einsum("kqc,kjc->kqj", q_i, k[j], preferred_element_type=dtype)
-            seen = _visible(i, j, block, queries // block, blocks.end_N)
-            scores = jnp.where(seen, scores, -jnp.inf)
+            j = keys_YS[:, s]
+            scores = jnp.einsum("nkqc,nkjc->nkqj", q, k[j], preferred_element_type=dtype)
+            scores = jnp.where(_visible(blocks, i, j, groups), scores, -jnp.inf)
             new = jnp.maximum(best, scores.max(axis=-1))
             # A query that has seen nothing yet keeps best = -inf; exp(-inf - 0) is 0.
             shift = jnp.where(new == -jnp.inf, 0.0, new)
             weights = jnp.exp(scores - shift[..., None])
             keep = jnp.exp(best - shift)
             part = jnp.einsum(
-                "kqj,kjc->kqc", weights.astype(v.dtype), v[j], preferred_element_type=dtype
+                "nkqj,nkjc->nkqc", weights.astype(v.dtype), v[j], preferred_element_type=dtype
             )
             return new, total * keep + weights.sum(axis=-1), acc * keep[..., None] + part
 
         start = (
-            jnp.full((kv_heads, queries), -jnp.inf, dtype),
-            jnp.zeros((kv_heads, queries), dtype),
-            jnp.zeros((kv_heads, queries, channels), dtype),
+            jnp.full((together, kv_heads, queries), -jnp.inf, dtype),
+            jnp.zeros((together, kv_heads, queries), dtype),
+            jnp.zeros((together, kv_heads, queries, channels), dtype),
         )
-        best, total, acc = jax.lax.fori_loop(0, blocks.count_Q[i], visit, start)
+        best, total, acc = jax.lax.fori_loop(0, count_Y.max(), visit, start)
         return acc / total[..., None], best + jnp.log(total)
 
-    out, lse = jax.lax.map(one_block, jnp.arange(n))
+    out, lse = _by_neighbours(neighbours, (q,), blocks.keys_XYS, blocks.key_count_XY)
     return (out, lse), (q, k, v, blocks, out, lse)
+
+
+def _by_neighbours(function, arrays, lists_XYS, count_XY):
+    """`function(i, *arrays, list_YS, count_Y)` of each group of Y blocks, whose numbers are `i`."""
+    X, Y, _ = lists_XYS.shape
+    index = jnp.arange(X * Y, dtype=jnp.int32)
+    grouped = (x.reshape(X, Y, *x.shape[1:]) for x in (index, *arrays))
+    out = jax.lax.map(lambda x: function(*x), (*grouped, lists_XYS, count_XY))
+    return jax.tree.map(lambda x: x.reshape(X * Y, *x.shape[2:]), out)
 
 
 def _attend_backward(saved, cotangents):
     q, k, v, blocks, out, lse = saved
     d_out, d_lse = cotangents
-    n, kv_heads, queries, channels = q.shape
-    block = k.shape[2]
-    dtype = lse.dtype
+    groups, dtype = q.shape[2] // k.shape[2], lse.dtype
     # d scores = weights * (d weights - delta), with the cotangent of the log-sum-exp folded in.
     delta = (d_out * out).sum(axis=-1) - d_lse
     d_out = d_out.astype(v.dtype)
-    # Scores are held transposed, [keys, queries]: then no product below needs a transposed left
-    # operand of the size of the scores, which is the slow case of a CPU matrix product.
-    q_t = q.swapaxes(2, 3)
-    d_out_t = d_out.swapaxes(2, 3)
-    k_t = k.swapaxes(2, 3)
+    product = functools.partial(jnp.einsum, preferred_element_type=dtype)
 
-    def one_block(i, grads):
-        d_q, d_k, d_v = grads
+    def of_scores(i, j, q, k, v, d_out, lse, delta):
+        """Weights, and what the scores' cotangents are, of blocks i of queries and j of keys."""
+        scores = product("nkqc,nkjc->nkqj", q, k)
+        weights = jnp.where(_visible(blocks, i, j, groups), jnp.exp(scores - lse[..., None]), 0.0)
+        d_weights = product("nkqc,nkjc->nkqj", d_out, v)
+        return weights.astype(q.dtype), (weights * (d_weights - delta[..., None])).astype(q.dtype)
 
-        def visit(s, state):
-            d_q_t, d_k, d_v = state
-            j = blocks.keys_QS[i, s]
-            scores = jnp.einsum("kjc,kcq->kjq", k[j], q_t[i], preferred_element_type=dtype)
-            seen = _visible(i, j, block, queries // block, blocks.end_N).T
-            weights = jnp.where(seen, jnp.exp(scores - lse[i][:, None, :]), 0.0)
-            d_weights = jnp.einsum("kjc,kcq->kjq", v[j], d_out_t[i], preferred_element_type=dtype)
-            d_scores = (weights * (d_weights - delta[i][:, None, :])).astype(q.dtype)
-            weights = weights.astype(q.dtype)
-            d_v_j = jnp.einsum("kjq,kqc->kjc", weights, d_out[i], preferred_element_type=dtype)
-            d_k_j = jnp.einsum("kjq,kqc->kjc", d_scores, q[i], preferred_element_type=dtype)
-            d_q_t += jnp.einsum("kcj,kjq->kcq", k_t[j], d_scores, preferred_element_type=dtype)
-            return d_q_t, d_k.at[j].add(d_k_j), d_v.at[j].add(d_v_j)
+    def by_queries(i, q, d_out, lse, delta, keys_YS, count_Y):
+        def visit(s, d_q):
+            j = keys_YS[:, s]
+            _, d_scores = of_scores(i, j, q, k[j], v[j], d_out, lse, delta)
+            return d_q + product("nkqj,nkjc->nkqc", d_scores, k[j])
 
-        d_q_t = jnp.zeros((kv_heads, channels, queries), dtype)
-        d_q_t, d_k, d_v = jax.lax.fori_loop(0, blocks.count_Q[i], visit, (d_q_t, d_k, d_v))
-        return d_q.at[i].set(d_q_t.swapaxes(1, 2)), d_k, d_v
+        return jax.lax.fori_loop(0, count_Y.max(), visit, jnp.zeros(q.shape, dtype))
 
-    zeros = (jnp.zeros(q.shape, dtype), jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype))
-    d_q, d_k, d_v = jax.lax.fori_loop(0, n, one_block, zeros)
+    def by_keys(j, k, v, queries_YS, count_Y):
+        def visit(s, sums):
+            d_k, d_v = sums
+            i = queries_YS[:, s]
+            weights, d_scores = of_scores(i, j, q[i], k, v, d_out[i], lse[i], delta[i])
+            d_k += product("nkqj,nkqc->nkjc", d_scores, q[i])
+            return d_k, d_v + product("nkqj,nkqc->nkjc", weights, d_out[i])
+
+        nothing = jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype)
+        return jax.lax.fori_loop(0, count_Y.max(), visit, nothing)
+
+    seen, by = (q, d_out, lse, delta), (blocks.queries_XYS, blocks.query_count_XY)
+    d_q = _by_neighbours(by_queries, seen, blocks.keys_XYS, blocks.key_count_XY)
+    d_k, d_v = _by_neighbours(by_keys, (k, v), *by)
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None
 
 
@@ -219,25 +244,25 @@ def tree_attention(
     v_RTKC: jax.Array,
     end_RT: jax.Array,
     backend: Backend = "blockwise",
-    blocks: KeyBlocks | None = None,
+    blocks: Blocks | None = None,
     block: int = DEFAULT_BLOCK,
 ) -> tuple[jax.Array, jax.Array]:
     """Attention of every row over its packed trees. Returns (out_RTHC, lse_RTH).
 
-    `end_RT` counts inside the row. `blocks` (of `key_blocks(flatten_end(end_RT))`) saves
+    `end_RT` counts inside the row. `blocks` (of `visible_blocks(flatten_end(end_RT))`) saves
     computing the list again in every layer.
     """
     rows, row_tokens, heads, channels = q_RTHC.shape
     q, k, v = (x.reshape(rows * row_tokens, *x.shape[2:]) for x in (q_RTHC, k_RTKC, v_RTKC))
     if backend == "blockwise" and blocks is None:
-        blocks = key_blocks(flatten_end(end_RT), block)
+        blocks = visible_blocks(flatten_end(end_RT), block)
     out, lse = _attend_tokens(q, k, v, end_RT, backend, blocks)
     return out.reshape(q_RTHC.shape), lse.reshape(rows, row_tokens, heads)
 
 
 def _attend_tokens(
     q_NHC: jax.Array, k_NKC: jax.Array, v_NKC: jax.Array, end_RT: jax.Array,
-    backend: Backend, blocks: KeyBlocks | None,
+    backend: Backend, blocks: Blocks | None,
 ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """The attention of `backend` over rows laid one after the other; `blocks` for blockwise."""
     if backend == "blockwise":
@@ -259,7 +284,7 @@ def make_attend(
     """
     rows, row_tokens = end_RT.shape
     if mesh is None:
-        blocks = key_blocks(flatten_end(end_RT), block) if backend == "blockwise" else None
+        blocks = visible_blocks(flatten_end(end_RT), block) if backend == "blockwise" else None
 
         def attend(q_NHC, k_NKC, v_NKC, kv_layer):
             return _attend_tokens(q_NHC, k_NKC, v_NKC, end_RT, backend, blocks)[0], kv_layer

@@ -123,7 +123,7 @@ class Engine:
             self.sampler.prefill([], G)
             count += 1
         for B in self.shape.row_ladder:
-            self.sampler.decode([], B, self.sampler.tiles([], B), self.pool.stamps)
+            self.sampler.decode([], B, self.sampler.tiles([], B))
             count += 1
         self.sampler.copy([(0, 0)])
         jax.block_until_ready(self.kv)
@@ -168,9 +168,6 @@ class Engine:
         """The path is over: its pages are given up."""
         self._parked.pop(id(pages), None)
         self.pool.free(pages)
-        if not self.pool.used_pages:  # as at first: where tiles lie decides how sums are rounded
-            self.sampler.drop_copies()
-            give_back()
 
     def rest(self) -> None:
         """The rollout is over: cache and copies are given up, so that a learner has their memory
@@ -312,7 +309,7 @@ class Engine:
         B = bucket(self.shape.row_ladder, len(rows))
         tiles = self.sampler.tiles(rows, B)
         with self._on_device():
-            out = self.sampler.decode(rows, B, tiles, self.pool.stamps)
+            out = self.sampler.decode(rows, B, tiles)
         return _Chunk(rows, B, tiles, out)
 
     def _take(self, chunk: _Chunk) -> None:

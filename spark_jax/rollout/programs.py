@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from spark_jax.cache.kv import Kv, pinned, place_of_copies
+from spark_jax.cache.kv import Kv, pinned
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import FEW_ROWS, Layout, Params
 from spark_jax.models.packed import forward_packed, unembed_packed
@@ -22,14 +22,7 @@ from spark_jax.ops.cpu_attention import decode_heads, prefill_heads
 from spark_jax.ops.cpu_products import LANES
 from spark_jax.ops.paged_attention import paged_attention, slots_of, write_pages
 from spark_jax.ops.sampling import sample_tokens
-from spark_jax.ops.tile_attention import (
-    NOBODY,
-    Stale,
-    TileCopies,
-    TileLists,
-    copy_tiles,
-    tile_attention,
-)
+from spark_jax.ops.tile_attention import NOBODY, TileLists, tile_attention
 
 
 class Weights(NamedTuple):
@@ -56,8 +49,6 @@ class DecodeRows(NamedTuple):
     key_B2: jax.Array  # uint32, identity of the row
     table_BW: jax.Array  # pages of the row
     tiles: TileLists  # the same pages once more, cut so that what rows share is read once
-    # Tiles that were not there, or not the same, in the last chunk; with `xla` only.
-    stale: tuple[Stale, Stale] | None
 
 
 class Decoded(NamedTuple):
@@ -123,12 +114,11 @@ def prefill(
 @functools.partial(
     jax.jit,
     static_argnames=("config", "chunk", "end_of_turn", "backend", "place"),
-    donate_argnames=("kv", "copies"),
+    donate_argnames="kv",
 )
 def decode_chunk(
     weights: Weights,
     kv: Kv,
-    copies: tuple[TileCopies, ...] | None,
     rows: DecodeRows,
     stop_table_QV,
     temperature,
@@ -138,25 +128,20 @@ def decode_chunk(
     end_of_turn: int,
     backend: Backend = "xla",
     place: NamedSharding | None = None,
-) -> tuple[Kv, tuple[TileCopies, ...] | None, Decoded]:
+) -> tuple[Kv, Decoded]:
     """Samples up to `chunk` tokens per row without a look from the host.
 
     A row ends at the token that completes a stop pattern, at the end-of-turn token, or when its
     allowance is used up. From a quarter of the chunk on, the loop ends early when an eighth of the
     rows have ended: others can have their places, and every row a look at its environment.
 
-    The cache is read before the loop and written after it, not in it: the loop looks at `copies`
-    (with `xla`, one per layer, brought up to date here) and at the tokens of this chunk, which it
-    carries. `place`: of a cache that is spread over devices.
+    The cache is written after the loop, not in it: the tokens of this chunk are carried along.
+    `place`: of a cache that is spread over devices.
     """
     B = rows.token_B.shape[0]
     slots = slots_of(kv[0][1], backend)
     accept = stop_table_QV.shape[0] - 1
     begin_B = rows.position_B
-    if backend == "xla":
-        layers = zip(copies, kv, strict=True)
-        copies = tuple(copy_tiles(layer, *pages, rows.tiles, rows.stale) for layer, pages in layers)
-    sources = copies if backend == "xla" else kv
 
     started = jnp.sum(rows.left_B > 0)
 
@@ -169,7 +154,7 @@ def decode_chunk(
     def look(rows, recent, i, active_B):
         """Logits of the rows' next tokens, and `recent` with this step's keys and values."""
         length_B = jnp.where(active_B, begin_B, NOBODY)
-        layers = tuple(zip(recent, sources, strict=True))
+        layers = tuple(zip(recent, kv, strict=True))
         if backend == "native":
 
             def attend_heads(heads, layer):
@@ -191,11 +176,11 @@ def decode_chunk(
             return unembed_packed(weights.packed, config, x_BD, active_B), recent
 
         def attend(q_BHC, k_BKC, v_BKC, layer):
-            (k_BKCX, v_BKXC), source = layer
+            (k_BKCX, v_BKXC), pages = layer
             k_BKCX = put(k_BKCX, np.s_[..., i], k_BKC)
             v_BKXC = put(v_BKXC, np.s_[:, :, i], v_BKC)
             out_BHC, _ = tile_attention(
-                q_BHC, source, rows.tiles, length_B, (k_BKCX, v_BKXC, i + 1), backend
+                q_BHC, pages, rows.tiles, length_B, (k_BKCX, v_BKXC, i + 1), backend
             )
             return out_BHC, (k_BKCX, v_BKXC)
 
@@ -249,7 +234,4 @@ def decode_chunk(
         )
         return write_pages(pages, k_NKC, v_NKC, slot_N, backend)
 
-    kv = pinned(tuple(map(written, kv, recent)), place)
-    if copies is not None and place is not None:
-        copies = jax.lax.with_sharding_constraint(copies, place_of_copies(place))
-    return kv, copies, out
+    return pinned(tuple(map(written, kv, recent)), place), out

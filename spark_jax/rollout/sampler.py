@@ -13,28 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from spark_jax.cache.kv import Kv, copy_pages, init_copies, init_kv
-from spark_jax.cache.tiles import (
-    WORTH_NATIVE,
-    WORTH_TILES,
-    Held,
-    make_tiles,
-    most_tiles,
-    pages_of_tile,
-)
+from spark_jax.cache.kv import Kv, copy_pages, init_kv
+from spark_jax.cache.tiles import WORTH_NATIVE, WORTH_TILES, make_tiles
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import Params, turned
 from spark_jax.models.packed import packed
-from spark_jax.ops.tile_attention import Stale, TileCopies, TileLists
+from spark_jax.ops.tile_attention import TileLists
 from spark_jax.rollout.engine_shape import GROUP, EngineShape
 from spark_jax.rollout.programs import Decoded, DecodeRows, Weights, decode_chunk, prefill
 from spark_jax.rollout.row import Row
 
 
 class Sampler:
-    """Owns what an engine has on its devices. There from the first use until `rest`: the cache, and
-    copies of weights. Copies of the tiles that decoding looks at are there while paths are alive
-    (`drop_copies`)."""
+    """Owns what an engine has on its devices: the cache, and copies of weights. They are there from
+    their first use until `rest`."""
 
     def __init__(
         self,
@@ -56,8 +48,6 @@ class Sampler:
         self._spread = place if isinstance(place, NamedSharding) else None
         self._kv: Kv | None = None
         self._weights: Weights | None = None
-        self._copies: tuple[TileCopies, ...] | None = None
-        self._held: tuple[Held, Held] = ()
         if self._spread is not None:
             place = NamedSharding(self._spread.mesh, PartitionSpec())
         self._stop_table = jax.device_put(jnp.asarray(stop_table), place)
@@ -82,28 +72,20 @@ class Sampler:
         self.rest(cache=True)
         self.params, self._temperature = params, np.float32(temperature)
 
-    def drop_copies(self) -> None:
-        """Gives up the copies of tiles; they come back as rows are decoded."""
-        self._copies = None
-
     def rest(self, cache: bool) -> None:
-        """Gives up copies of weights and of tiles, and the `cache` too."""
-        self._copies = self._weights = None
+        """Gives up copies of weights, and the `cache` too."""
+        self._weights = None
         if cache:
             self._kv = None
 
     def device_bytes(self) -> dict[str, int]:
-        """What it takes of each of its devices: the cache and, with plain XLA, copies of tiles."""
+        """What it takes of each of its devices, by name."""
         shape, config = self.shape, self.config
         heads = config.kv_heads
         if self._spread is not None:
-            heads = self._spread.shard_shape((1, 1, heads, 1))[2]
+            heads = self._spread.shard_shape((1, heads))[1]
         token = 2 * config.layers * heads * config.head_dim * jnp.dtype(self.dtype).itemsize
-        out = {"cache": token * shape.pages * shape.slots}
-        if shape.backend == "xla":
-            tiles = sum(most_tiles(shape.rows, shape.table_pages, shape.slots))
-            out["copies of tiles"] = token * tiles * pages_of_tile(shape.slots) * shape.slots
-        return out
+        return {"cache": token * shape.pages * shape.slots}
 
     def copy(self, copies: list[tuple[int, int]]) -> None:
         """Copies pages, at most as many as there are rows: (from, to)."""
@@ -138,27 +120,19 @@ class Sampler:
         worth = WORTH_NATIVE if shape.backend == "native" else WORTH_TILES
         return make_tiles(pages, B, shape.table_pages, shape.slots, shape.share_prefix, worth)
 
-    def decode(
-        self, rows: Sequence[Row], B: int, tiles: TileLists, stamps: Sequence[int]
-    ) -> Decoded:
-        """Starts a chunk of at most `B` rows, and does not wait for it. `stamps`: of the pool's
-        pages, by which copies of tiles know that they are stale."""
+    def decode(self, rows: Sequence[Row], B: int, tiles: TileLists) -> Decoded:
+        """Starts a chunk of at most `B` rows, and does not wait for it."""
         token_B, position_B, left_B, stop_B = np.zeros((4, B), np.int32)
         key_B2 = np.zeros((B, 2), np.uint32)
         for b, row in enumerate(rows):
             token_B[b], position_B[b] = row.tokens[-1], row.pages.length
             left_B[b], stop_B[b] = row.budget - len(row.response), row.stop
             key_B2[b] = row.key
-        stale = None
-        if self.shape.backend == "xla":
-            tiles, stale = self._settle(tiles, stamps)
-        self._kv, self._copies, out = decode_chunk(
+        table_BW = self._table(rows, B)
+        self._kv, out = decode_chunk(
             self._laid_out(),
             self.kv,
-            self._copies,
-            DecodeRows(
-                token_B, position_B, left_B, stop_B, key_B2, self._table(rows, B), tiles, stale
-            ),
+            DecodeRows(token_B, position_B, left_B, stop_B, key_B2, table_BW, tiles),
             self._stop_table,
             self._temperature,
             config=self.config,
@@ -168,22 +142,6 @@ class Sampler:
             place=self._spread,
         )
         return out
-
-    def _settle(
-        self, tiles: TileLists, stamps: Sequence[int]
-    ) -> tuple[TileLists, tuple[Stale, Stale]]:
-        """Lays the tiles where their copies are; makes room for copies if there is none."""
-        shape = self.shape
-        if self._copies is None:
-            places = most_tiles(shape.rows, shape.table_pages, shape.slots)
-            self._held = tuple(map(Held, places))
-            self._copies = init_copies(self.kv, *places, pages_of_tile(shape.slots))
-        settled = [
-            held.settle(part, stamps, shape.slots)
-            for held, part in zip(self._held, tiles, strict=True)
-        ]
-        parts, stale = zip(*settled, strict=True)
-        return TileLists(*parts), stale
 
     def _laid_out(self) -> Weights:
         if self._weights is None:

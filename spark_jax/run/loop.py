@@ -49,8 +49,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     keep_on_disk()
     resumed = start_or_resume(workdir, config)
     world = make_world(config)
-    workers = config.env.workers or default_workers()
-    _say(f"{workdir}: {'resuming' if resumed else 'new run'}, {workers} environments")
+    _say(f"{workdir}: {'resuming' if resumed else 'new run'}")
     if world.source:
         _say(world.source)
     examples = warm_up_examples(config, workdir, world)
@@ -60,8 +59,8 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
          f"{policy.codec.vocab_size} tokens, {len(examples)} warm-up dialogues")  # fmt: skip
     engine = make_engine(config, policy)
     with (
-        EnvPool(world.make_env, workers) as environments,
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
+        EnvPool(world.make_env, _workers(config, checkpoints)) as environments,
     ):
         kept, params = checkpoints.newest_state(), policy.params
         policy = policy._replace(params=None)
@@ -70,6 +69,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
         if needed := _needed(config, policy, params, engine):
             _say(needed)
         state, params, opt_state = _restore(config, policy, params, kept, checkpoints)
+        state.workers = environments.workers
         drop_later_trees(workdir, state.iteration - 1)
         with MetricsWriter(workdir, last_step=state.step, lines=state.lines) as metrics:
             dialogue = Dialogue(
@@ -115,6 +115,15 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def _workers(config: ConfigDict, checkpoints: Checkpoints) -> int:
+    """Environments of this run. Not as many as fit now where it has begun with another number: how
+    many paths go on side by side decides how their sums are rounded."""
+    kept = checkpoints.newest_state() or {}
+    workers = config.env.workers or kept.get("workers") or default_workers()
+    _say(f"{workers} environments")
+    return workers
 
 
 def _needed(config: ConfigDict, policy: Policy, params: Any, engine: Engine | Engines) -> str:

@@ -28,6 +28,7 @@ class State:
     epoch: int = 0
     iteration: int = 0
     lines: int = 0  # of metrics.jsonl
+    workers: int = 0  # environments side by side
     panels: list[float] = dataclasses.field(default_factory=list)  # L0 success by epoch
     evaluated: list[str] = dataclasses.field(default_factory=list)
     sampled: list[int] = dataclasses.field(default_factory=list)  # tokens, by iteration of RL
