@@ -1,4 +1,4 @@
-"""Whether the C++ kernels can be built here, and pages as they want them."""
+"""Whether the C++ kernels can be built here, and pages as each backend wants them."""
 
 import pytest
 
@@ -13,4 +13,5 @@ def arranged(k_PSKC, v_PSKC, backend):
     """Pages of keys and of values as `backend` has them."""
     if backend in BY_TOKEN:
         return k_PSKC, v_PSKC
-    return k_PSKC.transpose(0, 2, 3, 1), v_PSKC.swapaxes(1, 2)
+    k_PKSC, v_PKSC = k_PSKC.swapaxes(1, 2), v_PSKC.swapaxes(1, 2)
+    return (k_PKSC.swapaxes(2, 3) if backend == "native" else k_PKSC), v_PKSC

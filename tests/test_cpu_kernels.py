@@ -112,8 +112,9 @@ def test_the_kernels_for_gpus_are_refused_where_they_cannot_run(monkeypatch):
             backend.choose("pallas", spread=False)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert backend.choose("pallas", spread=False, head_dim=64) == ("pallas", "")
-    with pytest.raises(UserError, match="pallas is for one device; use xla"):
-        backend.choose("pallas", spread=True)
+    for name in ("pallas", "pallas_interpret"):
+        with pytest.raises(UserError, match=f"{name} is for one device; use xla"):
+            backend.choose(name, spread=True)
     for name, channels in (("pallas", 96), ("pallas_interpret", 8)):
         with pytest.raises(UserError, match=f"and this model's have {channels}; use auto or xla"):
             backend.choose(name, spread=False, head_dim=channels)

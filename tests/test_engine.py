@@ -10,6 +10,7 @@ from native import NATIVE, needs_native
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import turned
 from spark_jax.models.transformer import init_params
+from spark_jax.rollout import sampler
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.identity import row_key
@@ -342,6 +343,32 @@ def test_weights_cannot_change_under_a_living_path(params):
         engine.use(params, 1.0)
     engine.release(row.pages)
     engine.use(params, 1.0)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_plain_xla_neither_copies_nor_converts_the_cache(params, monkeypatch, dtype):
+    """It is read inside the loop of a chunk and written after it."""
+    texts = []
+
+    def listening(program):
+        def call(*arguments, **options):
+            texts.append(program.lower(*arguments, **options).compile().as_text())
+            return program(*arguments, **options)
+
+        return call
+
+    for name in ("prefill", "decode_chunk"):
+        monkeypatch.setattr(sampler, name, listening(getattr(sampler, name)))
+    shape = EngineShape(rows=2, slots=16, pages=33, path_tokens=96, chunk=4, backend="xla")
+    engine = Engine(CONFIG, shape, NEVER, END, dtype)
+    engine.use(params, 1.0)
+    engine.compile_all()
+    assert len(texts) > 2
+    whole = f"[{','.join(map(str, engine.kv[0][0].shape))}]"
+    for text in texts:
+        assert text.count(whole)
+        found = [x for x in text.splitlines() if " copy(" in x or " convert(" in x]
+        assert not [x for x in found if whole in x]
 
 
 def test_weights_are_laid_out_once_for_a_rollout(params, monkeypatch):

@@ -17,7 +17,6 @@ SIZES = Sizes(heads=4, kv_heads=2, channels=16, slots=16, tile_pages=2, dtype="f
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_right_kernels_pass(dtype):
     assert trial(SIZES._replace(dtype=dtype), backend="pallas_interpret") == ""
-    assert trial(SIZES._replace(dtype=dtype), backend="xla") != "", "xla reads copies, not pages"
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")

@@ -20,8 +20,10 @@ from spark_jax.learn.step import make_steps, optimiser_step, put_batch, state_sh
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.sharding import make_mesh, param_shardings
 from spark_jax.models.transformer import init_params
+from spark_jax.ops import tree_attention
 
 assert jax.device_count() == 8
+tree_attention.TOGETHER["cpu"] = 2  # as on accelerators: several blocks together
 config = ModelConfig(vocab_size=64, layers=2, width=32, heads=4, kv_heads=2, head_dim=8,
                      feed_forward=48)
 items = []

@@ -38,7 +38,7 @@ def test_paged_attention_is_that_of_the_reference(backend, heads, kv_heads, slot
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=3e-6)
 
 
-@pytest.mark.parametrize("backend", ["xla", NATIVE])
+@pytest.mark.parametrize("backend", ["xla", "pallas_interpret", NATIVE])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "uint16"])
 def test_new_tokens_are_written_where_they_belong(backend, dtype):
     """And nothing else is; bfloat16 may be kept as bits. Several tokens may go to one place of page

@@ -43,7 +43,7 @@ def make_tiles(
       worth: own tiles that a shared one has to save.
     """
     tile_pages = pages_of_tile(slots)
-    most_shared, most_own = most_tiles(rows, table_pages, slots)
+    most_shared, most_own = _most_tiles(rows, table_pages, slots)
     own = _Builder(most_own, tile_pages, 1, rows, slots)
     shared = _Builder(most_shared, tile_pages, SHARED_ROWS, rows, slots)
 
@@ -81,7 +81,7 @@ def make_tiles(
     return TileLists(shared.tiles(), own.tiles())
 
 
-def most_tiles(rows: int, table_pages: int, slots: int) -> tuple[int, int]:
+def _most_tiles(rows: int, table_pages: int, slots: int) -> tuple[int, int]:
     """Room for shared tiles and for own ones, of a batch of `rows` rows. A shared tile stands for
     about four own ones or more; if shared ones do not fit, rows read by themselves."""
     own = rows * -(-table_pages // pages_of_tile(slots))

@@ -26,8 +26,8 @@ def choose(name: str, spread: bool, head_dim: int | None = None) -> tuple[Backen
 
     Raises UserError for "native" or "pallas" where they cannot run.
     """
-    if name == "pallas":
-        _check_pallas(spread)
+    if name in ("pallas", "pallas_interpret"):
+        _check_pallas(name, spread)
     if name in ("pallas", "pallas_interpret") and head_dim is not None:
         _check_channels(name, head_dim)
     if name not in ("auto", "native"):
@@ -51,16 +51,16 @@ def choose(name: str, spread: bool, head_dim: int | None = None) -> tuple[Backen
     return "xla", f"attention by plain XLA, slower than the C++ kernels: {why}"
 
 
-def _check_pallas(spread: bool) -> None:
+def _check_pallas(name: str, spread: bool) -> None:
     here = jax.default_backend()
-    if here != "gpu":
+    if name == "pallas" and here != "gpu":
         raise UserError(
             f"config.rollout.backend=pallas is for GPUs, and JAX runs on {here.upper()} here; use "
             "auto or xla."
         )
     if spread:
         # XLA cannot cut a kernel: it would gather the whole cache on every device.
-        raise UserError("config.rollout.backend=pallas is for one device; use xla.")
+        raise UserError(f"config.rollout.backend={name} is for one device; use xla.")
 
 
 def _check_channels(name: str, head_dim: int) -> None:

@@ -1,7 +1,7 @@
 // Attention over pages for CPUs, called by XLA (ops/cpu_kernels.py builds and registers it).
 //
-// XLA would do each small product of a decoding step apart, on one core, over copies of the pages in
-// another order. Here a tile of pages is read where it lies, once for all rows that share it, and
+// XLA would do each small product of a decoding step apart, on one core, over pages that it gathers
+// first. Here a tile of pages is read where it lies, once for all rows that share it, and
 // tiles are spread over XLA's threads. Softmax in float32; keys and values float32 or bfloat16.
 //
 // Letters as everywhere: B rows, T new tokens of a row, H query heads, K key heads, G = H / K,

@@ -1,8 +1,8 @@
 """Attention of a few new tokens per row over the row's pages. Every backend returns
 (output, log-sum-exp), so that parts of a context can be attended to apart and merged.
 
-Pages are k_PKCS and v_PKSC: one head's part of a page is one piece of memory, in the order in
-which products read it. With the kernels for GPUs they are k_PSKC and v_PSKC (`page_shapes`)."""
+Pages are k_PKSC and v_PKSC, so that one head's part of a page is one piece of memory. The C++
+kernels have k_PKCS, those for GPUs k_PSKC and v_PSKC (`page_shapes`)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spark_jax.ops.backend import Backend
-from spark_jax.ops.bits import kept_as, put
+from spark_jax.ops.bits import kept_as, numbers, put
 from spark_jax.ops.cpu_attention import paged_attention_native, write_pages_native
 from spark_jax.ops.gpu_kernels import paged_attention_pallas
 
@@ -80,8 +80,8 @@ def paged_attention(
     def block(i, carry):
         max_BKM, sum_BKM, out_BKMC = carry
         ids = jax.lax.dynamic_slice_in_dim(table_BW, i * pages, pages, axis=1)
-        k_BKCX, v_BKXC = side_by_side(k_pages[ids], v_pages[ids])
-        scores = jnp.einsum("bkmc,bkcx->bkmx", q_BKMC, k_BKCX, preferred_element_type=jnp.float32)
+        k_BKXC, v_BKXC = gathered(k_pages, ids), gathered(v_pages, ids)
+        scores = jnp.einsum("bkmc,bkxc->bkmx", q_BKMC, k_BKXC, preferred_element_type=jnp.float32)
         key_X = i * (pages * S) + jnp.arange(pages * S)
         visible = key_X <= position_BT[:, None, :, None, None]
         visible = jnp.broadcast_to(visible, (B, 1, T, G, pages * S)).reshape(B, 1, T * G, -1)
@@ -120,7 +120,8 @@ def page_shapes(
     """Shapes of a layer's pages of keys and of values."""
     if backend in BY_TOKEN:
         return ((pages, slots, kv_heads, channels),) * 2
-    return (pages, kv_heads, channels, slots), (pages, kv_heads, slots, channels)
+    by_head = pages, kv_heads, slots, channels
+    return (pages, kv_heads, channels, slots) if backend == "native" else by_head, by_head
 
 
 def slots_of(v_pages: jax.Array, backend: Backend) -> int:
@@ -128,11 +129,11 @@ def slots_of(v_pages: jax.Array, backend: Backend) -> int:
     return v_pages.shape[1 if backend in BY_TOKEN else 2]
 
 
-def side_by_side(k_NWKCS: jax.Array, v_NWKSC: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Keys and values of W pages each as those of X = W S tokens: k_NKCX, v_NKXC."""
-    N, W, K, S, C = v_NWKSC.shape
-    k_NKCWS, v_NKWSC = k_NWKCS.transpose(0, 2, 3, 1, 4), v_NWKSC.swapaxes(1, 2)
-    return k_NKCWS.reshape(N, K, C, W * S), v_NKWSC.reshape(N, K, W * S, C)
+def gathered(pages_PKSC: jax.Array, ids_NW: jax.Array) -> jax.Array:
+    """Keys or values of runs of W pages, [N, K, X, C] with X = W S. `ids_NW` have to exist."""
+    x_NWKSC = pages_PKSC.at[ids_NW].get(mode="promise_in_bounds")
+    N, W, K, S, C = x_NWKSC.shape
+    return numbers(x_NWKSC.swapaxes(1, 2).reshape(N, K, W * S, C))
 
 
 def write_pages(
@@ -148,12 +149,12 @@ def write_pages(
         new = map(kept_as, pages, (k_NKC, v_NKC))
         return write_pages_native(*pages, *new, slot_N)
     if backend == "xla":
-        k_PKCS, v_PKSC = pages
-        page_N, slot_N = jnp.divmod(slot_N, v_PKSC.shape[2])
-        return (
-            put(k_PKCS, np.s_[page_N, :, :, slot_N], k_NKC),
-            put(v_PKSC, np.s_[page_N, :, slot_N], v_NKC),
+        page_N, slot_N = jnp.divmod(slot_N, pages[0].shape[2])
+        k_PKSC, v_PKSC = (
+            put(x_PKSC, np.s_[page_N, :, slot_N], new_NKC)
+            for x_PKSC, new_NKC in zip(pages, (k_NKC, v_NKC), strict=True)
         )
+        return k_PKSC, v_PKSC
 
     def write(pages_PSKC, new_NKC):
         P, S, K, C = pages_PSKC.shape

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from spark_jax.ops.backend import Backend
+from spark_jax.ops.bits import numbers
 from spark_jax.ops.cpu_attention import tile_attention_native
 from spark_jax.ops.gpu_kernels import LOW, tile_parts_pallas
-from spark_jax.ops.paged_attention import BY_TOKEN, side_by_side
+from spark_jax.ops.paged_attention import BY_TOKEN, gathered
 
 # Tiles looked at in one go, (of several rows, of one row): as many as fit a core's cache, or, on an
 # accelerator, enough to fill it (a choice that was not measured).
@@ -133,9 +134,9 @@ def _add(merged: Parts, q_BKGC, tiles: Tiles, length_B, look) -> Parts:
     )
 
 
-def _parts(q_UKMC, visible_UMX, k_UKCX, v_UKXC) -> Parts:
+def _parts(q_UKMC, visible_UMX, k_UKXC, v_UKXC) -> Parts:
     """Two batched products."""
-    scores = jnp.einsum("ukmc,ukcx->ukmx", q_UKMC, k_UKCX, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("ukmc,ukxc->ukmx", q_UKMC, k_UKXC, preferred_element_type=jnp.float32)
     visible = visible_UMX[:, None]
     scores = jnp.where(visible, scores, LOW)
     max_UKM = scores.max(-1)
@@ -153,7 +154,7 @@ def _recent_parts(q_BKGC, k_BKCX, v_BKXC, number) -> Parts:
     """The first `number` of the tokens that are not in pages yet, for every row."""
     (B, _, G, _), X = q_BKGC.shape, k_BKCX.shape[3]
     visible_BMX = jnp.broadcast_to(jnp.arange(X) < number, (B, G, X))
-    return _parts(q_BKGC, visible_BMX, k_BKCX, v_BKXC)
+    return _parts(q_BKGC, visible_BMX, numbers(k_BKCX).swapaxes(2, 3), numbers(v_BKXC))
 
 
 def _add_in_a_loop(merged: Parts, q_BKGC, pages, tiles: Tiles, length_B, step: int) -> Parts:
@@ -169,12 +170,11 @@ def _add_in_a_loop(merged: Parts, q_BKGC, pages, tiles: Tiles, length_B, step: i
             *(jax.lax.dynamic_slice_in_dim(x, first, step) for x in tiles[:-1]), tiles.count
         )
         row_UR = jnp.where(fresh_U[:, None], some.row_UR, q_BKGC.shape[0] - 1)
-        k_UWKCS, v_UWKSC = (x.at[some.page_UW].get(mode="promise_in_bounds") for x in pages)
-        k_UKCX, v_UKXC = side_by_side(k_UWKCS, v_UWKSC)
+        k_UKXC, v_UKXC = (gathered(x, some.page_UW) for x in pages)
 
         def look(q_UKMC, seen_UM):
-            visible_UMX = jnp.arange(k_UKCX.shape[-1]) < seen_UM[..., None]
-            return _parts(q_UKMC, visible_UMX, k_UKCX, v_UKXC)
+            visible_UMX = jnp.arange(k_UKXC.shape[2]) < seen_UM[..., None]
+            return _parts(q_UKMC, visible_UMX, k_UKXC, v_UKXC)
 
         return _add(merged, q_BKGC, some._replace(row_UR=row_UR), length_B, look)
 

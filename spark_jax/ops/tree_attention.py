@@ -6,9 +6,9 @@ rows that lie one after the other (offset `end` by the start of the row), and pa
 (`end[j] = j + 1`: a token that sees itself and that nobody else sees).
 
 `dense_tree_attention` is the formula, `blockwise_tree_attention` the fast twin: exact, never a
-[T, T] buffer, and only blocks that the mask lets through are looked at, forward and backward. Some
-neighbouring blocks of queries look at their next blocks of keys together: as many as fill an
-accelerator, which would be idle between the small steps of one.
+[T, T] buffer, and blocks that the mask hides cost nothing, forward and backward. Some neighbouring
+blocks of queries look at their next blocks of keys together: as many as fill an accelerator, which
+would be idle between the small steps of one. A group goes on as long as one of its blocks does.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def visible_blocks(
     first index. `together`: the Y of `Blocks`; by default what suits the device."""
     count = -(-end_N.shape[0] // block)
     together = together or TOGETHER.get(jax.default_backend(), MORE_TOGETHER)
-    together = min(together, count)
+    together = -(-count // -(-count // together))  # groups as equal as can be
     padding = -(-count // together) * together * block - end_N.shape[0]
     own = jnp.arange(end_N.shape[0], end_N.shape[0] + padding, dtype=jnp.int32) + 1
     end_NB = jnp.concatenate([end_N.astype(jnp.int32), own]).reshape(-1, block)

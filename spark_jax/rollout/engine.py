@@ -170,8 +170,8 @@ class Engine:
         self.pool.free(pages)
 
     def rest(self) -> None:
-        """The rollout is over: cache and copies are given up, so that a learner has their memory
-        (the cache only if no path is alive)."""
+        """The rollout is over: the cache and copies of weights are given up, so that a learner has
+        their memory (the cache only if no path is alive)."""
         self.sampler.rest(cache=not self.pool.used_pages)
         give_back()
 

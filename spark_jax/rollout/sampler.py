@@ -39,7 +39,10 @@ class Sampler:
     ):
         self.config = dataclasses.replace(config, dtype=dtype)
         self.dtype, self.shape, self.end_of_turn = dtype, shape, end_of_turn
-        if shape.backend == "native" and dtype == "bfloat16":
+        on_cpu = shape.backend == "native" or (
+            shape.backend == "xla" and jax.default_backend() == "cpu"
+        )
+        if on_cpu and dtype == "bfloat16":
             dtype = "uint16"  # ops/bits.py
         self._empty_cache = functools.partial(
             init_kv, config, shape.pages, shape.slots, dtype, backend=shape.backend

@@ -21,7 +21,7 @@ def base_config() -> ConfigDict:
     config.env.tasks = "default"  # task types, comma separated (WebShop: synthetic or human goals)
     config.env.data_dir = ""  # WebShop's files or ALFWorld's games ("official"); "": embedded
     config.env.max_steps = 16  # turns of the environment before a path is cut (step_limit)
-    config.env.workers = 0  # live environments; 0: as many as cores and memory allow
+    config.env.workers = 0  # live environments; 0: what cores and memory allow at the start
     config.env.protocol = "held_out"  # held_out (has L2) or all_types (trains on every type)
     config.env.success = "strict"  # ScienceWorld: strict (score 100) or loose (done, score > 0)
     config.env.simplification = "easy"  # ScienceWorld's own simplification string

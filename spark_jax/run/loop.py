@@ -50,6 +50,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     resumed = start_or_resume(workdir, config)
     world = make_world(config)
     _say(f"{workdir}: {'resuming' if resumed else 'new run'}")
+    fitting = default_workers()  # by the memory that is free before anything is loaded
     if world.source:
         _say(world.source)
     examples = warm_up_examples(config, workdir, world)
@@ -60,7 +61,9 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     engine = make_engine(config, policy)
     with (
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
-        EnvPool(world.make_env, _workers(config, checkpoints)) as environments,
+        EnvPool(
+            world.make_env, _workers(config, checkpoints.newest_state(), fitting)
+        ) as environments,
     ):
         kept, params = checkpoints.newest_state(), policy.params
         policy = policy._replace(params=None)
@@ -117,11 +120,11 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _workers(config: ConfigDict, checkpoints: Checkpoints) -> int:
-    """Environments of this run. Not as many as fit now where it has begun with another number: how
-    many paths go on side by side decides how their sums are rounded."""
-    kept = checkpoints.newest_state() or {}
-    workers = config.env.workers or kept.get("workers") or default_workers()
+def _workers(config: ConfigDict, kept: dict[str, Any] | None, fitting: int) -> int:
+    """Environments of this run: as many as are asked for, or as it began with (its newest
+    checkpoint's state is `kept`), or as fit. How many paths go on side by side decides how sums
+    over them are rounded."""
+    workers = config.env.workers or (kept or {}).get("workers") or fitting
     _say(f"{workers} environments")
     return workers
 
