@@ -15,6 +15,7 @@ from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.identity import row_key
 from spark_jax.rollout.row import Row
+from spark_jax.rollout.sampler import Sampler
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import UserError
 
@@ -35,7 +36,7 @@ def params():
 
 def make_engine(params, stop=NEVER, temperature=1.0, **shape):
     sizes = dict(rows=8, slots=4, pages=256, path_tokens=96, chunk=5, prefill_tokens=48) | shape
-    engine = Engine(CONFIG, EngineShape(**sizes), stop, END)
+    engine = Engine(Sampler(CONFIG, EngineShape(**sizes), stop, END))
     engine.use(params, temperature)
     return engine
 
@@ -83,7 +84,7 @@ def test_a_cache_in_bfloat16_is_kept_as_bits_and_near_the_dense_pass(params):
     sizes = EngineShape(
         rows=8, slots=16, pages=256, path_tokens=96, chunk=8, prefill_tokens=48, backend="native"
     )
-    engine = Engine(CONFIG, sizes, NEVER, END, "bfloat16")
+    engine = Engine(Sampler(CONFIG, sizes, NEVER, END, "bfloat16"))
     engine.use(params, 1.0)
     assert engine.kv[0][0].dtype == "uint16"
     rows = [Row(prompt(i, 3 + 9 * i), row_key(i), budget=4 + 7 * i) for i in range(6)]
@@ -360,7 +361,7 @@ def test_plain_xla_neither_copies_nor_converts_the_cache(params, monkeypatch, dt
     for name in ("prefill", "decode_chunk"):
         monkeypatch.setattr(sampler, name, listening(getattr(sampler, name)))
     shape = EngineShape(rows=2, slots=16, pages=33, path_tokens=96, chunk=4, backend="xla")
-    engine = Engine(CONFIG, shape, NEVER, END, dtype)
+    engine = Engine(Sampler(CONFIG, shape, NEVER, END, dtype))
     engine.use(params, 1.0)
     engine.compile_all()
     assert len(texts) > 2

@@ -27,16 +27,16 @@ class DrySampler(Sampler):
     """Responses are as long as their allowance or, at random, shorter. Pages hold the tokens they
     are said to hold, so that a wrong table shows."""
 
-    def __init__(self, engine, rng):
-        super().__init__(CONFIG, engine.shape, np.zeros((2, 4), np.int32), 3, "float32", None)
-        self._pool, self._rng = engine.pool, rng
+    def __init__(self, shape, rng):
+        super().__init__(CONFIG, shape, np.zeros((2, 4), np.int32), end_of_turn=3)
+        self.pool, self._rng = None, rng
         self.memory = {}  # (page, slot) -> token
 
     def _write(self, row, tokens, first):
         S = self.shape.slots
         for i, token in enumerate(tokens, first):
             page = row.pages.ids[i // S]
-            assert self._pool.holders[page] == 1, "a shared page is never written"
+            assert self.pool.holders[page] == 1, "a shared page is never written"
             self.memory[page, i % S] = token
 
     def copy(self, copies):
@@ -67,8 +67,8 @@ class DrySampler(Sampler):
 
 class Dry(Engine):
     def __init__(self, shape, rng):
-        super().__init__(CONFIG, shape, np.zeros((2, 4), np.int32), end_of_turn=3)
-        self.sampler = DrySampler(self, rng)
+        super().__init__(DrySampler(shape, rng))
+        self.sampler.pool = self.pool
 
     def _evict(self):
         """Pages come free by it whenever some holder but the head has one of its own."""

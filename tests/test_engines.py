@@ -12,6 +12,7 @@ from spark_jax.models.sharding import cache_sharding, data_parts, make_mesh, par
 from spark_jax.models.transformer import init_params
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.row import Row
+from spark_jax.rollout.sampler import Sampler
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.engines import Engines
 from spark_jax.rollout.identity import row_key
@@ -35,15 +36,15 @@ def rows_of(engine):
         engine.release(row.pages)
     return homes, [row.response for row in rows], np.concatenate([row.logprobs for row in rows])
 
-one = Engine(CONFIG, shape, NEVER, END)
+one = Engine(Sampler(CONFIG, shape, NEVER, END))
 one.use(params, 1.0)
 _, expected, logprobs = rows_of(one)
 
 mesh = make_mesh(data=2)
 parts = data_parts(mesh)
 spread = jax.device_put(params, param_shardings(params, mesh))
-many = Engines([Engine(CONFIG, shape, NEVER, END, place=cache_sharding(CONFIG.kv_heads, part))
-                for part in parts], parts)
+places = [cache_sharding(CONFIG.kv_heads, part) for part in parts]
+many = Engines([Engine(Sampler(CONFIG, shape, NEVER, END, place=place)) for place in places], parts)
 many.use(spread, 1.0)
 compiled = []
 many.compile_all()

@@ -17,6 +17,7 @@ from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
 from spark_jax.rollout.expand import grow_trees
 from spark_jax.rollout.growing import Limits, TreeRule
+from spark_jax.rollout.sampler import Sampler
 from spark_jax.rollout.signals import make_signal
 from spark_jax.rollout.stops import stop_table
 from spark_jax.types import PastStep, Start
@@ -110,7 +111,8 @@ def sample(params, dialogue=TWO, pages=600, steps=5, **shape):
     """A tree of eight leaves, and the engine that sampled it."""
     sizes = dict(rows=8, slots=8, path_tokens=320, chunk=5, prefill_tokens=128) | shape
     table = stop_table([bytes([i]) for i in range(256)], ["\xff\xff"])
-    engine = Engine(CONFIG, EngineShape(pages=pages, **sizes), table, ByteCodec.end_of_turn_id)
+    shape = EngineShape(pages=pages, **sizes)
+    engine = Engine(Sampler(CONFIG, shape, table, ByteCodec.end_of_turn_id))
     engine.use(params, 1.0)
     rule = TreeRule(8, 2, 2, "random", make_signal("random", 0.5))
     (tree,) = grow_trees(
@@ -173,7 +175,8 @@ def test_a_prompt_that_comes_again_is_sampled_again(params):
 
     dialogue = dataclasses.replace(windowed(1), codec=Stubborn())
     table = stop_table([bytes([i]) for i in range(256)], ["\xff\xff"])
-    engine = Engine(CONFIG, EngineShape(8, 8, 600, 320, 5, 128), table, ByteCodec.end_of_turn_id)
+    shape = EngineShape(8, 8, 600, 320, 5, 128)
+    engine = Engine(Sampler(CONFIG, shape, table, ByteCodec.end_of_turn_id))
     engine.use(params, 1.0)
     (tree,) = grow_trees(
         [TASK], engine, Silent(), [dialogue], [rule_of(1, 1)], Limits(5, 9, 320), (0, "rl", 0)

@@ -9,6 +9,7 @@ from spark_jax.cache.kv import init_kv
 from spark_jax.models.config import ModelConfig
 from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape
+from spark_jax.rollout.sampler import Sampler
 from spark_jax.rollout.stops import stop_table
 from spark_jax.run.footprint import check, device_bytes
 from spark_jax.types import UserError
@@ -29,7 +30,7 @@ def test_bytes_are_those_of_one_device():
 def test_an_engine_takes_what_it_says(dtype):
     shape = EngineShape(rows=4, slots=16, pages=40, path_tokens=200)
     stop = stop_table([bytes([i]) for i in range(97)], ["~~"])
-    engine = Engine(CONFIG, shape, stop, 96, dtype)
+    engine = Engine(Sampler(CONFIG, shape, stop, 96, dtype))
     kv = init_kv(CONFIG, 40, 16, dtype)
     assert engine.device_bytes() == {"cache": sum(x.nbytes for x in jax.tree.leaves(kv))}
 

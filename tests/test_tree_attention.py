@@ -93,8 +93,9 @@ def test_rows_do_not_see_each_other():
 
 def test_exactly_the_visible_blocks_are_listed():
     end = flatten_end(jnp.asarray(packed_end()))
-    block, together = 8, 3
-    blocks = visible_blocks(end, block, together)
+    block = 8
+    blocks = visible_blocks(end, block, together=3)
+    together = blocks.keys_XYS.shape[1]
     count = end.size // block
     dense = np.asarray(visible_NN(end)).reshape(count, block, count, block).any(axis=(1, 3))
     for i in range(count):

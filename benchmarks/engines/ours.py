@@ -17,6 +17,7 @@ from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape, attention_sizes
 from spark_jax.rollout.identity import row_key
 from spark_jax.rollout.row import Row
+from spark_jax.rollout.sampler import Sampler
 
 NEVER = -1  # an end-of-turn token that no vocabulary has
 
@@ -38,7 +39,7 @@ def make_engine(
         backend=pick(backend, False, attention_sizes(model.config, slots, model.config.dtype))[0],
     )
     never = np.zeros((2, model.config.vocab_size), np.int32)  # state 0 stays, 1 accepts
-    engine = Engine(model.config, shape, never, NEVER, model.config.dtype)
+    engine = Engine(Sampler(model.config, shape, never, NEVER, model.config.dtype))
     engine.use(model.params, 1.0)
     engine.compile_all()
     return engine

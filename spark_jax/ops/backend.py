@@ -14,6 +14,7 @@ from spark_jax.types import UserError
 # xla: plain XLA, everywhere. native: C++ for CPUs (ops/cpu_kernels.py). pallas: kernels for GPUs
 # (ops/gpu_kernels.py). pallas_interpret: the latter step by step on any machine, for tests.
 Backend = Literal["xla", "native", "pallas", "pallas_interpret"]
+GPU_KERNELS = ("pallas", "pallas_interpret")
 
 
 def choose(name: str, spread: bool, head_dim: int | None = None) -> tuple[Backend, str]:
@@ -26,10 +27,10 @@ def choose(name: str, spread: bool, head_dim: int | None = None) -> tuple[Backen
 
     Raises UserError for "native" or "pallas" where they cannot run.
     """
-    if name in ("pallas", "pallas_interpret"):
+    if name in GPU_KERNELS:
         _check_pallas(name, spread)
-    if name in ("pallas", "pallas_interpret") and head_dim is not None:
-        _check_channels(name, head_dim)
+        if head_dim is not None:
+            _check_channels(name, head_dim)
     if name not in ("auto", "native"):
         return name, ""
     why = ""

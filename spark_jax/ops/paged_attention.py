@@ -10,13 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spark_jax.ops.backend import Backend
+from spark_jax.ops.backend import GPU_KERNELS, Backend
 from spark_jax.ops.bits import kept_as, numbers, put
 from spark_jax.ops.cpu_attention import paged_attention_native, write_pages_native
 from spark_jax.ops.gpu_kernels import paged_attention_pallas
 
 BLOCK_TOKENS = 128  # cache positions looked at in one go
-BY_TOKEN = ("pallas", "pallas_interpret")  # backends that keep all heads of a token together
 
 
 def gathered_attention(
@@ -118,7 +117,7 @@ def page_shapes(
     pages: int, slots: int, kv_heads: int, channels: int, backend: Backend
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Shapes of a layer's pages of keys and of values."""
-    if backend in BY_TOKEN:
+    if backend in GPU_KERNELS:
         return ((pages, slots, kv_heads, channels),) * 2
     by_head = pages, kv_heads, slots, channels
     return (pages, kv_heads, channels, slots) if backend == "native" else by_head, by_head
@@ -126,7 +125,7 @@ def page_shapes(
 
 def slots_of(v_pages: jax.Array, backend: Backend) -> int:
     """Tokens of a page."""
-    return v_pages.shape[1 if backend in BY_TOKEN else 2]
+    return v_pages.shape[1 if backend in GPU_KERNELS else 2]
 
 
 def gathered(pages_PKSC: jax.Array, ids_NW: jax.Array) -> jax.Array:
@@ -148,16 +147,6 @@ def write_pages(
     if backend == "native":
         new = map(kept_as, pages, (k_NKC, v_NKC))
         return write_pages_native(*pages, *new, slot_N)
-    if backend == "xla":
-        page_N, slot_N = jnp.divmod(slot_N, pages[0].shape[2])
-        k_PKSC, v_PKSC = (
-            put(x_PKSC, np.s_[page_N, :, slot_N], new_NKC)
-            for x_PKSC, new_NKC in zip(pages, (k_NKC, v_NKC), strict=True)
-        )
-        return k_PKSC, v_PKSC
-
-    def write(pages_PSKC, new_NKC):
-        P, S, K, C = pages_PSKC.shape
-        return put(pages_PSKC.reshape(P * S, K, C), slot_N, new_NKC).reshape(P, S, K, C)
-
-    return write(pages[0], k_NKC), write(pages[1], v_NKC)
+    page_N, place_N = jnp.divmod(slot_N, slots_of(pages[1], backend))
+    where = np.s_[page_N, place_N] if backend in GPU_KERNELS else np.s_[page_N, :, place_N]
+    return put(pages[0], where, k_NKC), put(pages[1], where, v_NKC)

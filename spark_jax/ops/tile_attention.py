@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from spark_jax.ops.backend import Backend
+from spark_jax.ops.backend import GPU_KERNELS, Backend
 from spark_jax.ops.bits import numbers
 from spark_jax.ops.cpu_attention import tile_attention_native
 from spark_jax.ops.gpu_kernels import LOW, tile_parts_pallas
-from spark_jax.ops.paged_attention import BY_TOKEN, gathered
+from spark_jax.ops.paged_attention import gathered
 
 # Tiles looked at in one go, (of several rows, of one row): as many as fit a core's cache, or, on an
 # accelerator, enough to fill it (a choice that was not measured).
@@ -82,7 +82,7 @@ def tile_attention(
     if backend == "native":
         return tile_attention_native(q_BHC, *pages, tiles, length_B, recent)
     length_B = jnp.maximum(length_B, 0)
-    K = pages[1].shape[2 if backend in BY_TOKEN else 1]
+    K = pages[1].shape[2 if backend in GPU_KERNELS else 1]
     G = H // K
     q_BKGC = q_BHC.reshape(B, K, G, C) * C**-0.5
     merged = _recent_parts(q_BKGC, *recent)

@@ -22,14 +22,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Sharding
 
 from spark_jax.cache.kv import Kv
 from spark_jax.cache.memory import give_back
 from spark_jax.cache.pool import PagePool, Pages
 from spark_jax.models.config import ModelConfig
 from spark_jax.ops.tile_attention import TileLists
-from spark_jax.rollout.engine_shape import GROUP, EngineShape, bucket, share_room
+from spark_jax.rollout.engine_shape import GROUP, bucket, share_room
 from spark_jax.rollout.programs import Decoded
 from spark_jax.rollout.row import Row
 from spark_jax.rollout.sampler import Sampler
@@ -68,21 +67,10 @@ class Engine:
     """Owns the queue and the pool of pages; what lies on the device is the sampler's
     (rollout/sampler.py). `round()` is one look of the host."""
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        shape: EngineShape,
-        stop_table: np.ndarray,
-        end_of_turn: int,
-        dtype="float32",
-        place: Sharding | None = None,
-    ):
-        """`dtype`: of the cache, and of the weights that products read. `place`: where the pages of
-        the cache lie (as `page_shapes` has them); None is jax's own choice."""
-        self.shape, self.end_of_turn = shape, end_of_turn
-        self.sampler = Sampler(config, shape, stop_table, end_of_turn, dtype, place)
-        self.pool = PagePool(shape.pages, shape.slots)
-        self.accept = stop_table.shape[0] - 1
+    def __init__(self, sampler: Sampler):
+        self.sampler, self.shape = sampler, sampler.shape
+        self.accept, self.end_of_turn = sampler.accept, sampler.end_of_turn
+        self.pool = PagePool(self.shape.pages, self.shape.slots)
         self.waiting: collections.deque[Row] = collections.deque()
         self.running: list[Row] = []
         self._parked: dict[int, Pages] = {}

@@ -18,6 +18,7 @@ from spark_jax.cache.tiles import WORTH_NATIVE, WORTH_TILES, make_tiles
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import Params, turned
 from spark_jax.models.packed import packed
+from spark_jax.ops.backend import GPU_KERNELS
 from spark_jax.ops.tile_attention import TileLists
 from spark_jax.rollout.engine_shape import GROUP, EngineShape
 from spark_jax.rollout.programs import Decoded, DecodeRows, Weights, decode_chunk, prefill
@@ -34,15 +35,15 @@ class Sampler:
         shape: EngineShape,
         stop_table: np.ndarray,
         end_of_turn: int,
-        dtype: str,
-        place: Sharding | None,
+        dtype: str = "float32",
+        place: Sharding | None = None,
     ):
+        """`dtype`: of the cache, and of the weights that products read. `place`: where the pages of
+        the cache lie (as `page_shapes` has them); None is jax's own choice."""
         self.config = dataclasses.replace(config, dtype=dtype)
         self.dtype, self.shape, self.end_of_turn = dtype, shape, end_of_turn
-        on_cpu = shape.backend == "native" or (
-            shape.backend == "xla" and jax.default_backend() == "cpu"
-        )
-        if on_cpu and dtype == "bfloat16":
+        on_cpu = jax.default_backend() == "cpu"
+        if on_cpu and dtype == "bfloat16" and shape.backend not in GPU_KERNELS:
             dtype = "uint16"  # ops/bits.py
         self._empty_cache = functools.partial(
             init_kv, config, shape.pages, shape.slots, dtype, backend=shape.backend
@@ -54,6 +55,7 @@ class Sampler:
         if self._spread is not None:
             place = NamedSharding(self._spread.mesh, PartitionSpec())
         self._stop_table = jax.device_put(jnp.asarray(stop_table), place)
+        self.accept = stop_table.shape[0] - 1  # its last state: a pattern is complete
         self.params: Params | None = None
         self._temperature = np.float32(1.0)
 

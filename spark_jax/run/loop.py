@@ -62,11 +62,10 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     with (
         Checkpoints(workdir, config.checkpoint.keep) as checkpoints,
         EnvPool(
-            world.make_env, _workers(config, checkpoints.newest_state(), fitting)
+            world.make_env, _workers(config, kept := checkpoints.newest_state(), fitting)
         ) as environments,
     ):
-        kept, params = checkpoints.newest_state(), policy.params
-        policy = policy._replace(params=None)
+        params, policy = policy.params, policy._replace(params=None)
         if kept is not None:  # fresh weights go before those of the checkpoint come
             params = abstract(params)
         if needed := _needed(config, policy, params, engine):

@@ -28,6 +28,7 @@ from spark_jax.rollout.engine import Engine
 from spark_jax.rollout.engine_shape import EngineShape, attention_sizes
 from spark_jax.rollout.engines import Engines
 from spark_jax.rollout.growing import Limits, TreeRule
+from spark_jax.rollout.sampler import Sampler
 from spark_jax.rollout.signals import USES_SURPRISE, ForkCounts, make_signal, never
 from spark_jax.rollout.stops import stop_patterns, stop_table
 from spark_jax.types import UserError
@@ -119,12 +120,14 @@ def make_engine(config: ConfigDict, policy: Policy) -> Engine | Engines:
     stops = stop_table(policy.codec.token_bytes(), stop_patterns(config.tree.fork_at))
     engines = [
         Engine(
-            policy.config,
-            shape,
-            stops,
-            policy.codec.end_of_turn_id,
-            rollout.dtype or policy.config.dtype,
-            None if part is None else cache_sharding(policy.config.kv_heads, part),
+            Sampler(
+                policy.config,
+                shape,
+                stops,
+                policy.codec.end_of_turn_id,
+                rollout.dtype or policy.config.dtype,
+                None if part is None else cache_sharding(policy.config.kv_heads, part),
+            )
         )
         for part in parts
     ]
