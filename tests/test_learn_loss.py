@@ -67,7 +67,8 @@ def test_policy_loss_by_hand():
     total, metrics = policy_loss(logp, entropy, batch, kl_coef=0.1, entropy_coef=0.01)
     assert float(total) == pytest.approx(-surrogate + 0.1 * kl - 0.01 * 16, rel=1e-5)
     assert float(metrics["kl"]) == pytest.approx(kl, rel=1e-5)
-    assert float(metrics["clip_fraction"]) == 8.0
+    # Of the first token the copies that gain are cut, 2 of 3 by |A|; of the second those that lose.
+    assert float(metrics["clip_fraction"]) == pytest.approx(3 * 2 / 3 + 5 * 4 / 5)
     assert float(metrics["ratio"]) == pytest.approx(1.5 * 3 + 0.6 * 5 + 0.9, rel=1e-5)
     assert float(metrics["entropy"]) == 16.0
     gap = 3 * np.log(1.5) - 5 * np.log(0.6) - np.log(0.9)

@@ -1,5 +1,7 @@
 """What trees say of the policy, counted by hand."""
 
+import dataclasses
+
 import pytest
 
 from spark_jax.learn.advantage import path_success_rate
@@ -37,6 +39,15 @@ def test_a_token_counts_once_however_many_leaves_share_it():
     assert m["rollout/responses"] == 10
     assert m["rollout/leaves"] == 7 and m["rollout/groups"] == 2
     assert m["rollout/explore_rate"] == 3 / 10
+
+
+def test_a_step_of_two_nodes_is_one_step():
+    """Reasoning with the tag, then an action (tree.fork_at=same_step), and a step without it."""
+    split = tree([0, 1, 1], [0, 1], spark=(1,))
+    for node, step in ((1, 1), (2, 1), (3, 1)):
+        split.nodes[node].step = step
+    split.nodes.append(dataclasses.replace(split.nodes[3], id=4, parent=3, step=2))
+    assert rollout_metrics([split])["rollout/explore_rate"] == 1 / 2
 
 
 def test_forks_that_split_outcomes_at_explore_steps_and_elsewhere():

@@ -1,9 +1,9 @@
 """Sharding rules: on paper for large models, and run on eight virtual CPU devices."""
 
-import math
 import os
 import subprocess
 import sys
+from math import prod
 
 import jax
 import pytest
@@ -105,7 +105,7 @@ def test_qwen_7b_is_spread_evenly(sizes):
     params = param_shapes(QWEN7B)
     shardings = jax.tree.leaves(param_shardings(params, mesh))
     held = sum(
-        math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf, sharding in zip(jax.tree.leaves(params), shardings, strict=True)
     )
     assert ideal <= held < 1.01 * ideal
@@ -135,6 +135,12 @@ def test_a_cache_is_cut_by_heads_as_far_as_they_go():
         assert (spec[1] if len(spec) else None) == names
     mesh = AbstractMesh((1, 2, 3), AXES, axis_types=(AxisType.Auto,) * 3)
     assert cache_sharding(2, mesh).spec[1] == "fsdp"
+    mesh = AbstractMesh((1, 4, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    assert prod(mesh.shape[name] for name in cache_sharding(4, mesh).spec[1]) == 4
+    mesh = AbstractMesh((1, 4, 2), AXES, axis_types=(AxisType.Auto,) * 3)
+    assert cache_sharding(4, mesh).spec[1] == "fsdp"  # 8 do not divide 4 heads, 4 do
+    mesh = AbstractMesh((1, 8, 1), AXES, axis_types=(AxisType.Auto,) * 3)
+    assert cache_sharding(4, mesh).spec == PartitionSpec()
 
 
 def test_runs_of_several_processes_are_refused(monkeypatch):

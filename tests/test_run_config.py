@@ -170,6 +170,8 @@ def test_unknown_key_names_the_nearest(override, nearest):
         (["algo.name=gigpo", "algo.similarity=0"], "more than 0 and at most 1"),
         (["algo.name=grpo", "algo.similarity=0.9"], "algo.advantage=gigpo"),
         (["tree.signal=entropy", "tree.fork_at=same_step"], "next_step"),
+        (["tree.signal=always", "tree.fork_at=same_step"], "next_step"),
+        (["tree.signal=random", "tree.fork_at=same_step"], "next_step"),
         (["tree.signal_rise=-1"], "0 or more"),
         (["algo.advantage=rlvmr"], "tags"),
         (["algo.name=eto", "algo.advantage=no_std"], "pairs"),

@@ -18,7 +18,7 @@ from spark_jax.report import main as report
 from spark_jax.rollout.dialogue import Dialogue
 from spark_jax.rollout.expand import grow_trees
 from spark_jax.rollout.growing import Limits
-from spark_jax.run import warmup
+from spark_jax.run import preference, warmup
 from spark_jax.run.config import load_config
 from spark_jax.run.metrics import read_metrics
 from spark_jax.run.policy import Policy, episode_rule, rl_steps
@@ -84,6 +84,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(whole, tmp_path, monkeypatc
 def test_a_warm_up_of_other_prompts_is_refused(whole, tmp_path):
     with pytest.raises(UserError, match="config.env.history=1, not 0"):
         play(tmp_path, *QUICK, f"sft.from_run={whole}")
+    with pytest.raises(UserError, match="config.env.prompt=short, not full"):
+        play(tmp_path, *HISTORY, *QUICK, "env.prompt=full", f"sft.from_run={whole}")
 
 
 @pytest.mark.parametrize("method", ["grpo", "gigpo", "eto", "rlvmr"])
@@ -93,41 +95,43 @@ def test_other_methods_learn_from_rebuilt_prompts(method, tmp_path):
     assert len(lines) == 2
     if method == "eto":
         assert all(row["train/pairs"] > 0 for row in lines)
-        # In the first step policy and reference are one, so only the second one has margins.
-        assert lines[-1]["train/margin"] > lines[0]["train/margin"]
+        assert all(row["train/margin"] > 0 for row in lines)
     else:
         assert all(row["train/logp_gap"] < 1e-5 for row in lines)
     assert all(row["train/packed_tokens"] < row["train/linear_tokens"] for row in lines)
     assert [r["phase"] for r in read_metrics(tmp_path)][-1] == "eval"
 
 
-def test_eto_compares_whole_paths(tmp_path):
-    """The margin of the first step, against every row by itself through the model."""
+def test_eto_compares_whole_paths(tmp_path, monkeypatch):
+    """What the paths of the pairs sum up to, against every row by itself through the model."""
     trees = [rebuilt_tree(seed, leaves=5, vocab=64) for seed in (1, 2)]
     overrides = ["algo.name=eto", "rl.minibatches=1", "rl.temperature=0.8"]
     config = load_config(TOY, [*overrides, "rollout.path_tokens=160", "train.row_tokens=256"])
     model = small_config("float32")
-    policy = Policy(model, None, None, None)
-    params, reference = random_params(model, 0), random_params(model, 1)
+    policy, params = Policy(model, None, None, None), random_params(model, 0)
     tokens, owner, whose = step_tables(trees)
-    sums = []
-    for weights in (params, reference):
-        logp_NT = np.asarray(linear_logps(model, weights, tokens)[0])
-        total = {}
-        for r, who in enumerate(whose):
-            total[who] = total.get(who, 0.0) + logp_NT[r, owner[r, 1:] >= 0].sum()
-        sums.append(total)
-    margins = [
-        sums[0][k, a] - sums[1][k, a] - sums[0][k, b] + sums[1][k, b]
+    logp_NT = np.asarray(linear_logps(model, params, tokens)[0])
+    total = {}
+    for r, who in enumerate(whose):
+        total[who] = total.get(who, 0.0) + logp_NT[r, owner[r, 1:] >= 0].sum()
+    expected = [
+        total[k, a] - total[k, b]
         for k, tree in enumerate(trees)
         for a, b in pair_leaves(tree, None)
     ]
+    calls, weigh = [], preference.path_coefficients
+
+    def watched(*args):
+        calls.append(args)
+        return weigh(*args)
+
+    monkeypatch.setattr(preference, "path_coefficients", watched)
     steps = rl_steps(config, policy)
-    learned = learn_pairs(
-        config, 0, trees, {}, steps, policy, params, steps.init(params), reference, [0]
-    )
-    assert learned.metrics["train/pairs"] == len(margins) > 2
-    assert learned.metrics["train/margin"] == pytest.approx(np.mean(margins), rel=1e-3)
+    learned = learn_pairs(config, 0, trees, {}, steps, policy, params, steps.init(params), [0])
+    assert learned.metrics["train/pairs"] == len(expected) > 2
+    ((logp_S, _, pairs, _),) = calls
+    got = logp_S[pairs.better_P] - logp_S[pairs.worse_P]
+    np.testing.assert_allclose(got, expected, rtol=1e-3)
 
 
 # --- the warm-up ----------------------------------------------------------------------------------

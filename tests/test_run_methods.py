@@ -1,5 +1,6 @@
 """Whole runs of methods other than the default, on the toy environment."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,11 +8,12 @@ import pytest
 from small_run import SETTINGS
 
 from spark_jax.envs.response import METAREASONING, parse_response
-from spark_jax.run import loop, reinforce
+from spark_jax.run import borrow, loop, preference, reinforce
 from spark_jax.run.config import load_config
 from spark_jax.run.metrics import read_metrics
 from spark_jax.run.treefile import read_trees, tree_path
-from spark_jax.types import UserError
+from spark_jax.run.worlds import make_world
+from spark_jax.types import Task, UserError
 
 TOY = str(pathlib.Path(__file__).parents[1] / "configs" / "toy.py")
 
@@ -113,14 +115,20 @@ SEPARATE = ["tree.leaves=4", "tree.roots=4", "tree.signal=never", *QUICK]
 
 def test_eto_tells_better_from_worse_and_resumes(tmp_path, monkeypatch):
     settings = ["algo.name=eto", "rl.rename=0", *SEPARATE]
-    play(tmp_path / "whole", *settings)
+    calls, weigh = [], preference.path_coefficients
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            preference, "path_coefficients", lambda *args: (calls.append(args), weigh(*args))[1]
+        )
+        play(tmp_path / "whole", *settings)
+    # The reference is the policy that explored: one with the policy in the first step of a round.
+    same = [bool((logp == ref).all()) for logp, ref, _, _ in calls]
+    assert same == [True, False] * 3 and [beta for *_, beta in calls] == [0.1] * 2 + [0.5] * 4
     killed_and_resumed(tmp_path / "killed", monkeypatch, settings, at=2)
     lines = rl_lines(tmp_path / "whole")
     assert rl_lines(tmp_path / "killed") == lines and len(lines) == 3
     assert all(row["train/pairs"] > 0 for row in lines)
-    # In the first step policy and reference are one, so only the second one has margins.
-    assert lines[0]["train/pair_accuracy"] <= 0.5 < lines[-1]["train/pair_accuracy"]
-    assert lines[-1]["train/margin"] > lines[0]["train/margin"]
+    assert all(row["train/pair_accuracy"] > 0.5 and row["train/margin"] > 0 for row in lines)
     dialogues = (tmp_path / "whole" / "warmup.jsonl").read_text().splitlines()
     known = {json.loads(line)["task"]["variation"] for line in dialogues}
     trees = read_trees(tree_path(tmp_path / "whole", 0))
@@ -143,3 +151,11 @@ def test_rlvmr_runs_on_its_own_tags(tmp_path):
     # The same tags or none: another method cannot start from here.
     with pytest.raises(UserError, match="other tags"):
         play(tmp_path / "other", f"sft.from_run={tmp_path}")
+    # Nor can a run that holds out what was trained on here.
+    world = make_world(load_config(TOY))
+    seen = Task(**dialogues[0]["task"])
+    for split, task in (("L0", seen), ("L2", dataclasses.replace(seen, variation=10**6))):
+        strict = world._replace(splits={split: [task]})
+        with pytest.raises(UserError, match=f"{seen.type} variation .*holds out"):
+            borrow.dialogues(tmp_path, tmp_path / "other", strict)
+    borrow.dialogues(tmp_path, tmp_path / "other", world._replace(splits={"L1": [task]}))

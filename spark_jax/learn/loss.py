@@ -72,7 +72,8 @@ def policy_loss(
     """-sum[min(r, 1+high) a+ + max(r, 1-low) a- - kl_coef kl n + entropy_coef H n].
 
     Bind the settings with `functools.partial`. Metrics: `policy_loss`, `kl`, `clip_fraction` (part
-    of the token copies whose gradient the clip removes), `entropy`, `ratio`, and `logp_gap`, the
+    of the token copies whose gradient the clip removes; of a token with copies of both signs, the
+    part of its |A|), `entropy`, `ratio`, and `logp_gap`, the
     mean |log-prob - old log-prob|: before the first update of an iteration this is the difference
     between sampler and trainer.
     """
@@ -96,10 +97,13 @@ def policy_loss(
     cut_down = (ratio < 1.0 - clip_low) & (batch.a_minus_RM < 0)
     if dual_clip:
         cut_down |= (ratio > dual_clip) & (batch.a_minus_RM < 0)
+    removed = cut_up * batch.a_plus_RM - cut_down * batch.a_minus_RM
+    whole = batch.a_plus_RM - batch.a_minus_RM
+    part = removed / jnp.where(whole > 0, whole, 1.0)
     metrics = {
         "policy_loss": policy,
         "kl": kl,
-        "clip_fraction": ((cut_up | cut_down) * n).sum(),
+        "clip_fraction": (part * n).sum(),
         "entropy": entropy,
         "ratio": (ratio * n).sum(),
         "logp_gap": (jnp.abs(difference) * n).sum(),

@@ -89,7 +89,7 @@ def pair_leaves(tree: Tree, expert: int | None) -> list[tuple[int, int]]:
     or without one against the best of the sampled paths (success, then the score); none where
     nothing is better than it."""
     leaves = [tree.nodes[i] for i in tree.leaf_ids()]
-    rank = [(node.reward, node.score) for node in leaves]
+    rank = [(node.outcome == "success", node.score) for node in leaves]
     sampled = [i for i in range(len(leaves)) if i != expert]
     best = expert if expert is not None else max(sampled, key=lambda i: (rank[i], -i))
     return [

@@ -37,6 +37,7 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"/(q|k|v)/bias$", PartitionSpec("tensor")),
     (r"/scale$", PartitionSpec()),
 )
+CACHE_AXES = ("fsdp", "tensor"), ("tensor",), ("fsdp",), ()  # what heads may be cut over
 ROWS = PartitionSpec(("data", "fsdp"))  # rows of a batch
 
 
@@ -125,13 +126,14 @@ def part_of_params(params: Params, part: Mesh) -> Params:
 
 
 def cache_sharding(kv_heads: int, mesh: Mesh) -> Sharding:
-    """Of pages [P, K, …]: heads are cut over fsdp and tensor as far as their number allows."""
+    """Of pages [P, K, …]: heads are cut over fsdp and tensor, else over the larger of the two that
+    divides their number; over none, each device has all pages."""
     if mesh.size == 1:
         return SingleDeviceSharding(mesh.devices.item())
-    for names in (("fsdp", "tensor"), ("tensor",), ("fsdp",)):
-        if kv_heads % prod(mesh.shape[name] for name in names) == 0:
-            return NamedSharding(mesh, PartitionSpec(None, names))
-    return NamedSharding(mesh, PartitionSpec())
+    sizes = {names: prod(mesh.shape[name] for name in names) for names in CACHE_AXES}
+    dividing = [names for names in CACHE_AXES if kv_heads % sizes[names] == 0]
+    names = max(dividing, key=sizes.get)
+    return NamedSharding(mesh, PartitionSpec(*((None, names) if sizes[names] > 1 else ())))
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:

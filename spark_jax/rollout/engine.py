@@ -27,6 +27,7 @@ from spark_jax.cache.kv import Kv
 from spark_jax.cache.memory import give_back
 from spark_jax.cache.pool import PagePool, Pages
 from spark_jax.models.config import ModelConfig
+from spark_jax.models.layouts import Params
 from spark_jax.ops.tile_attention import TileLists
 from spark_jax.rollout.engine_shape import GROUP, bucket, share_room
 from spark_jax.rollout.programs import Decoded
@@ -122,9 +123,9 @@ class Engine:
     def busy(self) -> bool:
         return bool(self.waiting or self.running)
 
-    def device_bytes(self) -> dict[str, int]:
-        """What it takes of each of its devices, by name."""
-        return self.sampler.device_bytes()
+    def device_bytes(self, params: Params) -> dict[str, int]:
+        """See `Sampler`."""
+        return self.sampler.device_bytes(params)
 
     @property
     def load(self) -> int:

@@ -41,8 +41,8 @@ class Engines:
         """Sums over the engines."""
         return functools.reduce(operator.add, (engine.stats for engine in self._engines))
 
-    def device_bytes(self) -> dict[str, int]:
-        return self._engines[0].device_bytes()
+    def device_bytes(self, params: Any) -> dict[str, int]:
+        return self._engines[0].device_bytes(params)
 
     def use(self, params: Any, temperature: float) -> None:
         for engine, part in zip(self._engines, self._parts, strict=True):

@@ -83,6 +83,8 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
     paths = [measure_path(tree, leaf) for tree, leaf in leaves]
     nodes = [node for tree in trees for node in tree.nodes[1:]]
     steps = max(1, sum(p.steps for p in paths))
+    # With tree.fork_at=same_step a step may be two nodes, of which the first has the tag.
+    begun = sum(n.step > tree.nodes[n.parent].step for tree in trees for n in tree.nodes[1:])
     forks = [
         (tree.nodes[node].spark, split) for tree in trees for node, split in forks_of(tree).items()
     ]
@@ -94,7 +96,7 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
         "rollout/reinvested": sum(node.reinvested for tree in trees for node in tree.nodes),
         "rollout/steps": steps / len(paths),
         "rollout/responses": len(nodes),
-        "rollout/explore_rate": sum(node.spark for node in nodes) / len(nodes),
+        "rollout/explore_rate": sum(node.spark for node in nodes) / begun,
         "rollout/repeat_ratio": sum(p.repeated for p in paths) / steps,
         "rollout/invalid_ratio": sum(p.invalid for p in paths) / steps,
         "rollout/response_tokens": sum(len(node.response_ids) for node in nodes),

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -83,14 +84,21 @@ class Sampler:
         if cache:
             self._kv = None
 
-    def device_bytes(self) -> dict[str, int]:
-        """What it takes of each of its devices, by name."""
+    def device_bytes(self, params: Params) -> dict[str, int]:
+        """What it takes of each of its devices while it samples from such `params` (arrays, or
+        shapes with shardings), by name."""
         shape, config = self.shape, self.config
         heads = config.kv_heads
         if self._spread is not None:
             heads = self._spread.shard_shape((1, heads))[1]
         token = 2 * config.layers * heads * config.head_dim * jnp.dtype(self.dtype).itemsize
-        return {"cache": token * shape.pages * shape.slots}
+        taken = {"cache": token * shape.pages * shape.slots}
+        wanted = jnp.dtype(self.dtype)
+        leaves = jax.tree.leaves(params)
+        if any(x.dtype != wanted for x in leaves):
+            per_device = (math.prod(x.sharding.shard_shape(x.shape)) for x in leaves if x.ndim > 1)
+            taken[f"weights in {self.dtype}"] = sum(per_device) * wanted.itemsize
+        return taken
 
     def copy(self, copies: list[tuple[int, int]]) -> None:
         """Copies pages, at most as many as there are rows: (from, to)."""

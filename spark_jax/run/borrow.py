@@ -14,6 +14,7 @@ from spark_jax.run import evalfile, warmup
 from spark_jax.run.checkpoint import Checkpoints
 from spark_jax.run.config import read_config
 from spark_jax.run.defaults import flatten
+from spark_jax.run.worlds import World
 from spark_jax.types import UserError
 
 # An evaluation is the same if these are.
@@ -31,15 +32,16 @@ _EVALUATED_BY = (
 
 def check_format(config: ConfigDict) -> None:
     """Raises UserError if the warm-up of `sft.from_run` taught other tags than this run needs, or
-    prompts that show another part of the path."""
+    was in another environment or with other prompts."""
     source = read_config(config.sft.from_run)
-    history = source.env.get("history", 0)  # older runs have no such key
-    if history != config.env.history:
-        raise UserError(
-            f"config.sft.from_run={config.sft.from_run} was warmed up with config.env.history="
-            f"{history}, not {config.env.history}, so its prompts are other ones; start from a run "
-            "with the same config.env.history or from none."
-        )
+    for key in ("name", "prompt", "history"):
+        theirs = source.env.get(key, 0)  # older runs have no history
+        if theirs != config.env[key]:
+            raise UserError(
+                f"config.sft.from_run={config.sft.from_run} was warmed up with config.env.{key}="
+                f"{theirs}, not {config.env[key]}, so its prompts are other ones; start from a run "
+                f"with the same config.env.{key} or from none."
+            )
     theirs = source.algo.name
     if (theirs == "rlvmr") != (config.algo.name == "rlvmr"):
         raise UserError(
@@ -49,10 +51,11 @@ def check_format(config: ConfigDict) -> None:
         )
 
 
-def dialogues(source: str | Path, workdir: Path) -> list[warmup.Example]:
+def dialogues(source: str | Path, workdir: Path, world: World) -> list[warmup.Example]:
     """Dialogues of the other run; they and its vocabulary are copied to `workdir`.
 
-    Raises UserError if that run has none.
+    Raises UserError if that run has none, or one about a task that this run evaluates on or about
+    a task type that it holds out.
     """
     source = Path(source)
     if not (source / "warmup.jsonl").is_file():
@@ -60,8 +63,17 @@ def dialogues(source: str | Path, workdir: Path) -> list[warmup.Example]:
             f"config.sft.from_run={source} has no warmup.jsonl; name the work folder of a run "
             "that has finished its warm-up."
         )
-    shutil.copytree(source / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
     examples = warmup.load_examples(source / "warmup.jsonl")
+    evaluated = {task for tasks in world.splits.values() for task in tasks}
+    held_out = {task.type for task in world.splits.get("L2", ())}
+    for task in (example.task for example in examples):
+        if task in evaluated or task.type in held_out:
+            raise UserError(
+                f"config.sft.from_run={source} was warmed up on {task.type} variation "
+                f"{task.variation}, which this run holds out for its evaluation; start from a run "
+                "with the same config.env.tasks and config.env.protocol."
+            )
+    shutil.copytree(source / "tokenizer", workdir / "tokenizer", dirs_exist_ok=True)
     warmup.save_examples(workdir / "warmup.jsonl", examples)
     return examples
 

@@ -21,7 +21,7 @@ def warm_up_examples(config: ConfigDict, workdir: Path, world: World) -> list[wa
         return warmup.load_examples(path)
     if config.sft.from_run:
         borrow.check_format(config)
-        return borrow.dialogues(config.sft.from_run, workdir)
+        return borrow.dialogues(config.sft.from_run, workdir, world)
     if not config.sft.trajectories:
         return []
     count = config.sft.trajectories

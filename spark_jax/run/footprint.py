@@ -19,12 +19,18 @@ def device_bytes(tree: Any) -> int:
     return sum(map(one, jax.tree.leaves(tree)))
 
 
-def check(parts: dict[str, int], room: int | None) -> str:
-    """In one line, what is needed of a device while it samples (activations and temporary arrays
-    come on top), or "" where the device does not say how much it has.
+def check(
+    always: dict[str, int],
+    sampling: dict[str, int],
+    training: dict[str, int],
+    room: int | None,
+) -> str:
+    """In one line, what is needed of a device (activations and temporary arrays come on top), or
+    "" where the device does not say how much it has.
 
     Args:
-      parts: bytes on each device, by name.
+      always, sampling, training: bytes on each device, by name: those that stay, and those that are
+        there in one of the two phases only.
       room: bytes that a device has (`room_of_a_device`).
 
     Raises:
@@ -32,15 +38,24 @@ def check(parts: dict[str, int], room: int | None) -> str:
     """
     if room is None:
         return ""
-    needed = sum(parts.values())
-    listed = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
-    text = f"{needed / 1e9:.1f} of {room / 1e9:.1f} GB on each device ({listed})"
+    most = max(sum(sampling.values()), sum(training.values()))
+    needed = sum(always.values()) + most
+    text = (
+        f"{needed / 1e9:.1f} of {room / 1e9:.1f} GB on each device, without activations "
+        f"({_listed(always)}; while sampling {_listed(sampling)}; "
+        f"while training {_listed(training)})"
+    )
     if needed > room:
         raise UserError(
             f"this run needs {text}: lower rollout.pages, rollout.rows or rollout.path_tokens, or "
-            "raise mesh.fsdp or mesh.tensor."
+            "raise mesh.fsdp or mesh.tensor (the cache is cut over those that divide the model's "
+            "number of key/value heads)."
         )
     return text
+
+
+def _listed(parts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
 
 
 def room_of_a_device() -> int | None:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from jax.tree import leaves
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
@@ -133,12 +134,14 @@ def _needed(config: ConfigDict, policy: Policy, params: Any, engine: Engine | En
     room = footprint.room_of_a_device()
     if room is None:
         return ""
+    steps = phase_steps(config, policy, warm=True)
     weights = footprint.device_bytes(params)
-    state = footprint.device_bytes(phase_steps(config, policy, warm=True).shapes(params))
-    parts = {"parameters": weights, "optimiser": state, **engine.device_bytes()}
+    always = {"parameters": weights, "optimiser": footprint.device_bytes(steps.shapes(params))}
     if asks_reference(config):
-        parts["reference"] = weights
-    return footprint.check(parts, room)
+        always["reference"] = weights
+    # Gradients are summed in float32 (learn/step.py), whatever the parameters are.
+    gradients = sum(footprint.device_bytes(x) * 4 // x.dtype.itemsize for x in leaves(params))
+    return footprint.check(always, engine.device_bytes(params), {"gradients": gradients}, room)
 
 
 def _restore(

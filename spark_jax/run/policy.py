@@ -215,7 +215,7 @@ def rl_steps(config: ConfigDict, policy: Policy) -> Steps:
 
 def asks_reference(config: ConfigDict) -> bool:
     """Whether RL compares the policy with the one after the warm-up."""
-    return config.rl.kl_coef > 0 or config.algo.name == "eto"
+    return config.rl.kl_coef > 0 and config.algo.name != "eto"
 
 
 def rows_of_micro_batch(config: ConfigDict, policy: Policy) -> int:

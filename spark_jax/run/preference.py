@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from spark_jax.learn.pack import linear_tokens, micro_batches, node_sums, pack_trees
+from spark_jax.learn.pack import (
+    PackedBatch,
+    PackStats,
+    linear_tokens,
+    micro_batches,
+    node_sums,
+    pack_trees,
+)
 from spark_jax.learn.preference import (
+    Pairs,
     flat_pairs,
     only_paired,
     pair_leaves,
@@ -28,6 +36,18 @@ from spark_jax.types import Task, Tree
 BETAS = 0.1, 0.5  # of the first round and of all later ones (arXiv 2403.02502)
 
 
+class Part(NamedTuple):
+    """What one optimiser step learns from."""
+
+    number: int  # of `rl.minibatches`
+    trees: list[Tree]  # their paths that are in pairs
+    pairs: Pairs  # of the paths of all trees, one after the other
+    ends: np.ndarray  # where the paths of the next tree begin
+    weighed: list[StepRows]  # packed without weights: to score them
+    batches: list[PackedBatch]
+    stats: PackStats
+
+
 def learn_pairs(
     config: ConfigDict,
     iteration: int,
@@ -37,14 +57,14 @@ def learn_pairs(
     policy: Policy,
     params: Any,
     opt_state: Any,
-    reference: Any,
     sampled: Sequence[int],
 ) -> Learned:
     """Up to `rl.minibatches` optimiser steps over the pairs of all trees (a step for which there
     are none is left out). `params` and `opt_state` are donated.
 
-    A step scores its paths with the policy as it is and with the reference; from the sums over
-    whole paths comes what each path weighs, and one pass more gives the gradient
+    The reference is the policy that explored in this round, as in the released code: all paths are
+    scored with it before the first step. A step scores its paths with the policy as it is then;
+    from the sums over whole paths comes what each path weighs, and one pass more gives the gradient
     (learn/preference.py). A path that is in several pairs goes through the model once.
 
     Args:
@@ -70,38 +90,43 @@ def learn_pairs(
         )
         return weighed, [put_batch(b, policy.mesh) for b in micro_batches(batch, rows)], stats
 
-    def sums(
-        group: Sequence[Tree], weighed: Sequence[StepRows], batches, scorer: Any
-    ) -> np.ndarray:
-        logp_RM = np.concatenate([np.asarray(steps.score(scorer, b)[0]) for b in batches])
+    def sums(part: Part, scorer: Any) -> np.ndarray:
+        logp_RM = np.concatenate([np.asarray(steps.score(scorer, b)[0]) for b in part.batches])
         by_node = node_sums(
-            [row[:2] for row in weighed], logp_RM, train.row_tokens, train.row_targets
+            [row[:2] for row in part.weighed], logp_RM, train.row_tokens, train.row_targets
         )
-        sampled = zip(group, weighed, by_node, strict=True)
-        return np.concatenate([path_sums(tree, sum_G[row.place]) for tree, row, sum_G in sampled])
+        of_trees = zip(part.trees, part.weighed, by_node, strict=True)
+        return np.concatenate([path_sums(tree, sum_G[row.place]) for tree, row, sum_G in of_trees])
 
-    metrics, tokens, linear = [], 0, 0
-    for part in range(config.rl.minibatches):
-        group = items[part :: config.rl.minibatches]
-        if not group:
-            continue
-        group_trees, pairs = [tree for tree, _ in group], flat_pairs(group)
-        counts = [len(tree.leaf_ids()) for tree in group_trees]
-        weighed, batches, stats = packed(group_trees, [np.zeros(n) for n in counts])
-        logp_S, ref_logp_S = (
-            sums(group_trees, weighed, batches, scorer) for scorer in (params, reference)
-        )
-        coefficient_S, loss, margin_P = path_coefficients(logp_S, ref_logp_S, pairs, beta)
-        shares = np.split(coefficient_S, np.cumsum(counts)[:-1])
-        _, batches, _ = packed(group_trees, shares)
-        rate = learning_rate(config, iteration * config.rl.minibatches + part, sampled)
+    parts = []
+    for number in range(config.rl.minibatches):
+        if group := items[number :: config.rl.minibatches]:
+            group_trees = [tree for tree, _ in group]
+            counts = [len(tree.leaf_ids()) for tree in group_trees]
+            part = Part(number, group_trees, flat_pairs(group), np.cumsum(counts)[:-1],
+                        *packed(group_trees, [np.zeros(n) for n in counts]))  # fmt: skip
+            parts.append((part, sums(part, params)))
+
+    metrics, losses, margins, tokens, linear = [], [], [], 0, 0
+    for part, ref_logp_S in parts:
+        logp_S = sums(part, params) if metrics else ref_logp_S
+        coefficient_S, loss, margin_P = path_coefficients(logp_S, ref_logp_S, part.pairs, beta)
+        _, batches, _ = packed(part.trees, np.split(coefficient_S, part.ends))
+        rate = learning_rate(config, iteration * config.rl.minibatches + part.number, sampled)
         params, opt_state, out = optimiser_step(steps, params, opt_state, batches, 1.0, rate)
         host = to_host({name: out[name] for name in ("grad_norm", "skipped")})
-        host |= {"loss": loss, "margin": margin_P.mean(), "pair_accuracy": (margin_P > 0).mean()}
+        if not host["skipped"]:
+            losses += [loss] * len(margin_P)
+            margins += margin_P.tolist() if metrics else []  # 0 before the first step
         metrics.append(host)
-        tokens += stats.packed_tokens
-        linear += sum(linear_tokens(tree) for tree in group_trees)
+        tokens += part.stats.packed_tokens
+        linear += sum(linear_tokens(tree) for tree in part.trees)
     mean = {f"train/{k}": v for k, v in mean_metrics(metrics).items()} if metrics else {}
+    if losses:
+        mean["train/loss"] = float(np.mean(losses))
+    if margins:
+        mean["train/margin"] = float(np.mean(margins))
+        mean["train/pair_accuracy"] = float(np.mean(np.array(margins) > 0))
     mean |= {
         "train/pairs": sum(len(pairs) for _, pairs in items),
         "train/packed_tokens": tokens,

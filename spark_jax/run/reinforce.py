@@ -60,10 +60,12 @@ def reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, An
                 state.rates, state.mixed,
             )  # fmt: skip
             state.sampled.append(values["rollout/response_tokens"])
-            learner = functools.partial(learn_pairs, experts=experts) if pairs else learn
+            learner = functools.partial(learn_pairs, experts=experts)
+            if not pairs:
+                learner = functools.partial(learn, reference=reference)
             params, opt_state, learned = learner(
                 config, state.iteration, trees, steps=steps, policy=this.policy, params=params,
-                opt_state=opt_state, reference=reference, sampled=state.sampled,
+                opt_state=opt_state, sampled=state.sampled,
             )  # fmt: skip
             values |= learned
             if config.tree.signal == "calibrated":

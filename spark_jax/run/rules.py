@@ -93,7 +93,7 @@ def check_config(config: ConfigDict) -> None:
             f"config.tree.roots is {tree.roots} but config.tree.leaves is {tree.leaves}; a tree "
             "cannot have more roots than leaves."
         )
-    if tree.signal in ("entropy", "calibrated") and tree.fork_at == "same_step":
+    if tree.signal not in ("explore", "never") and tree.fork_at == "same_step":
         raise UserError(
             f"config.tree.signal is {tree.signal}, which looks at every step, but "
             "config.tree.fork_at=same_step can only fork at an <explore>; use "
