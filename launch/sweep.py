@@ -35,9 +35,11 @@ from spark_jax.run.costs import (  # noqa: E402
     last_evaluation,
     outcomes,
     rows_after_warmup,
+    same_panel,
     spent,
 )
 from spark_jax.run.defaults import flatten  # noqa: E402
+from spark_jax.run.evalfile import asked_for  # noqa: E402
 from spark_jax.run.files import write_text  # noqa: E402
 from spark_jax.run.statistics import bootstrap, percent  # noqa: E402
 from spark_jax.types import UserError  # noqa: E402
@@ -69,11 +71,17 @@ def cells(grid: Grid) -> list[Cell]:
         grid = [
             dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
         ]
-    out = []
+    out: list[Cell] = []
+    keys = {key for setting in grid for key in setting}
+    last = [key.split(".")[-1] for key in keys]
+    short = {key: key if last.count(key.split(".")[-1]) > 1 else key.split(".")[-1] for key in keys}
     for setting in grid:
-        name = ",".join(f"{key.split('.')[-1]}={value}" for key, value in setting.items())
+        name = ",".join(f"{short[key]}={value}" for key, value in setting.items())
         overrides = tuple(f"{key}={value}" for key, value in setting.items())
-        out.append(Cell(name.replace("/", "_") or "base", overrides))
+        cell = Cell(name.replace("/", "_") or "base", overrides)
+        if cell.name in (other.name for other in out):
+            raise UserError(f"the sweep has {cell.name} twice; name every setting once.")
+        out.append(cell)
     return out
 
 
@@ -105,9 +113,10 @@ def jobs(
 
 def is_finished(job: Job) -> bool:
     """The run has come to its end, with the settings that it would have now."""
-    if last_evaluation(job.workdir) is None:
+    end = last_evaluation(job.workdir)
+    if end is None or flatten(read_config(job.workdir)) != flatten(job.config):
         return False
-    return flatten(read_config(job.workdir)) == flatten(job.config)
+    return asked_for(end, job.config)
 
 
 def table(folders: Mapping[str, Sequence[pathlib.Path]]) -> str:
@@ -122,6 +131,7 @@ def table(folders: Mapping[str, Sequence[pathlib.Path]]) -> str:
     for name, runs in ends.items():
         row = [name, f"{len(runs)} of {len(folders[name])}"]
         for split in splits:
+            same_panel([end for _, end in runs if split in end["splits"]], split)
             groups = [outcomes(end, split) for _, end in runs if split in end["splits"]]
             row.append(percent(bootstrap(groups)) if groups else "")
         costs = [spent(rows_after_warmup(folder)) for folder, _ in runs]
@@ -149,7 +159,10 @@ def read_grid(file: str, texts: Sequence[str]) -> Grid:
     if file:
         if not pathlib.Path(file).is_file():
             raise UserError(f"there is no sweep file {file}; configs/sweeps has some.")
-        grid = runpy.run_path(file).get("GRID")
+        try:
+            grid = runpy.run_path(file).get("GRID")
+        except Exception as error:  # whatever is wrong with that file
+            raise UserError(f"{file} cannot be read ({type(error).__name__}: {error}).") from None
         if not _is_grid(grid):
             raise UserError(
                 f"{file} has no GRID, a dictionary from config keys to value lists or a list of "
@@ -187,9 +200,10 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(rest)
     if not options.runs:
         raise UserError("--runs names the folder for the runs; it is missing.")
-    if not all(seed.isdigit() for seed in options.seeds.split(",")):
+    texts = options.seeds.split(",")
+    if not all(seed.isdecimal() for seed in texts) or len({*map(int, texts)}) < len(texts):
         raise UserError(f"--seeds is {options.seeds!r}; it has to be numbers such as 0,1,2.")
-    seeds = [int(seed) for seed in options.seeds.split(",")]
+    seeds = [int(seed) for seed in texts]
     grid = read_grid(options.sweep, options.grid)
     todo = jobs(options.runs, options.config, grid, seeds, overrides)
     if options.list:

@@ -16,6 +16,7 @@ the work folder; an evaluation that was stopped goes on with the same command.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import threading
 from collections.abc import Sequence
@@ -147,7 +148,10 @@ def evaluate_endpoint(options: argparse.Namespace, config: ConfigDict | None) ->
 
 
 def _temperature(options: argparse.Namespace, config: ConfigDict) -> float:
-    return config.eval.temperature if options.temperature is None else options.temperature
+    given = options.temperature
+    if given is not None and not 0 <= given < math.inf:
+        raise UserError(f"--temperature={given:g} has to be 0 (greedy) or a positive number.")
+    return config.eval.temperature if given is None else given
 
 
 def _name(options: argparse.Namespace, who: str, temperature: float) -> str:
@@ -190,11 +194,21 @@ COMPARED = (
 
 def print_comparison(first: str, second: str, names: Sequence[str]) -> None:
     """Paired differences of two runs on the tasks that both played."""
+    from spark_jax.run.seen import same_data  # after mistakes are known: JAX takes a second
+
+    configs = [read_config(f) for f in (first, second) if (Path(f) / "config.json").is_file()]
+    if len(configs) == 2 and not same_data(*configs):
+        raise UserError(
+            f"{first} and {second} played other tasks under the same numbers (config.env.name, "
+            "config.env.data_dir, or WebShop's config.env.tasks differ): they cannot be paired."
+        )
     wanted = names or _last_of_both(first, second)
     a, b = (_entry(folder, name) for folder, name in zip((first, second), wanted, strict=True))
     shared = sorted(set(a["splits"]) & set(b["splits"]))
     if not shared:
         raise UserError(f"{first} and {second} have no split in common: evaluate both on one.")
+    if not any(shared_tasks(a, b, split) for split in shared):
+        raise UserError(f"{first} and {second} have played no task in common: evaluate both anew.")
     print(f"B = {second}, {_describe(b)}\nA = {first}, {_describe(a)}")
     for split in shared:
         tasks = shared_tasks(a, b, split)

@@ -32,9 +32,9 @@ def export(workdir: Path, folder: Path, checkpoint: str = "newest") -> int:
     check_checkpoint(workdir, checkpoint)
     policy = load_policy(config, workdir, None)
     params, step = saved_parameters(workdir, policy.params, checkpoint)
+    write_record(workdir, folder, checkpoint)  # first: weights without it say nothing
     save_model(Model(policy.config, params, policy.codec), folder)
     policy.codec.save_for_transformers(folder)
-    write_record(workdir, folder, checkpoint)
     return step
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from spark_jax.run.alone import alone
 from spark_jax.run.command_line import Parser, exit_code, parse
 
 
@@ -27,7 +28,9 @@ def main(argv: Sequence[str]) -> None:
         from spark_jax.run.loop import run
 
     name = f"{config.env.name}-{config.model.preset}-{config.algo.name}-seed{config.seed}"
-    run(config, Path(options.workdir or f"runs/{name}"))
+    workdir = Path(options.workdir or f"runs/{name}")
+    with alone(workdir):
+        run(config, workdir)
 
 
 if __name__ == "__main__":

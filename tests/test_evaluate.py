@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +98,7 @@ def test_only_what_matters_starts_an_evaluation_over(trained):
     for name, options, starts_over in [
         ("plain", [], False),
         ("plain", ["--config.tree.branch=3", "--config.tree.signal=explore"], False),
-        ("plain", ["--config.tree.fork_at=same_step"], True),
+        ("plain", ["--config.tree.signal=explore", "--config.tree.fork_at=same_step"], True),
         ("forked", ["--fork"], False),
         ("forked", ["--fork", "--config.tree.branch=3"], True),
     ]:
@@ -133,6 +134,10 @@ def test_the_training_data_is_known(trained, tmp_path, capsys):
     main([str(tmp_path / "new"), *prompted, "--checkpoint=initial", "--splits=L1", "--episodes=1"])
     assert "trained on these tasks is not known" in capsys.readouterr().out
     assert read_evaluations(tmp_path / "new")[0]["leaked"] == {"L1": None}
+    config = load_config("configs/toy.py", [*RUN, "model.preset=smollm2"])
+    assert seen_tasks(tmp_path / "new", config, "initial") == set()  # as the hub has it
+    config = load_config("configs/toy.py", [*RUN, "model.preset=smollm2", f"model.path={exported}"])
+    assert seen_tasks(tmp_path / "new", config, "initial") is None
 
 
 def test_episodes_of_other_settings_are_not_taken_over(trained, capsys):
@@ -152,6 +157,27 @@ def test_two_runs_are_compared_on_what_both_played(trained, tmp_path, capsys):
     for title in ("success, points", "score", "steps", "tokens"):
         number = r"[+-]\d+\.\d"
         assert re.search(rf"{title}: {number} \[{number}, {number}\], p = \d\.\d{{3}}", out)
+
+
+def test_tasks_of_other_data_are_not_paired(trained, tmp_path, capsys):
+    """Equal numbers, other games."""
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(trained / "eval.json", other)
+    config = json.loads((trained / "config.json").read_text())
+    config["env"]["data_dir"] = "other/games"
+    (other / "config.json").write_text(json.dumps(config))
+    assert exit_code(main, ["--compare", str(trained), str(other)]) == 2
+    assert "cannot be paired" in capsys.readouterr().err
+    (other / "config.json").unlink()
+    entries = json.loads((trained / "eval.json").read_text())
+    for entry in entries["evaluations"]:
+        for split in entry["splits"].values():
+            for played in split["results"]:
+                played["variation"] += 10**6
+    (other / "eval.json").write_text(json.dumps(entries))
+    assert exit_code(main, ["--compare", str(trained), str(other)]) == 2
+    assert "no task in common" in capsys.readouterr().err
 
 
 def test_an_evaluation_asked_for_is_not_part_of_the_runs_course(trained):
@@ -218,6 +244,8 @@ def test_transformers_gives_the_logits_of_an_exported_policy(trained, tmp_path):
         ([], "name a work folder"),
         (["{run}", "--samples=0"], "--samples has to be 1 or more"),
         (["{run}", "--name=../x"], "would be a path"),
+        (["{run}", "--temperature=-1"], "--temperature=-1 has to be 0"),
+        (["{run}", "--temperature=nan"], "--temperature=nan has to be 0"),
         (["{run}", "--checkpoint=best"], "no checkpoint 'best'"),
         (["{run}", "--splits=L7"], "L7"),
         (["/nowhere/at/all"], "/nowhere/at/all"),

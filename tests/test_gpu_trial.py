@@ -11,7 +11,7 @@ from spark_jax.ops.gpu_trial import Sizes, trial
 from spark_jax.run import policy
 from spark_jax.run.config import load_config
 
-SIZES = Sizes(heads=4, kv_heads=2, channels=16, slots=16, tile_pages=2, dtype="float32")
+SIZES = Sizes(heads=4, kv_heads=2, channels=16, slots=16, tile_pages=2, group=4, dtype="float32")
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -23,7 +23,7 @@ def test_right_kernels_pass(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("slots", [16, 32])
 def test_kernels_are_right_on_this_gpu(dtype, slots):
-    assert trial(Sizes(12, 2, 128, slots, 128 // slots, dtype)) == ""
+    assert trial(Sizes(12, 2, 128, slots, 128 // slots, 16, dtype)) == ""
 
 
 def test_wrong_kernels_do_not(monkeypatch):

@@ -34,6 +34,10 @@ def test_cells_are_all_combinations():
         ("signal=never,roots=8", ("tree.signal=never", "tree.roots=8")),
         ("signal=explore", ("tree.signal=explore",)),
     ]
+    alike = [{"rl.learning_rate": 1e-4}, {"sft.learning_rate": 1e-4, "tree.roots": 2}]
+    assert [cell.name for cell in sweep.cells(alike)] == [
+        "rl.learning_rate=0.0001", "sft.learning_rate=0.0001,roots=2",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda p: p.stem)
@@ -75,6 +79,15 @@ def test_runs_are_processes_and_finished_ones_are_passed_over(tmp_path, capfd):
     lines = (tmp_path / "sweep.md").read_text().splitlines()
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["1 of 1", "1 of 1"]
     assert (tmp_path / "sweep.svg").stat().st_size > 1000
+    # Evaluations may be asked for anew: that is not finished, and then it is.
+    fewer = [*words, "--config.eval.splits=L1", "--config.eval.episodes=3"]
+    for state in ("", ": finished"):
+        assert sweep.main(fewer) == 0
+        out = capfd.readouterr().out
+        assert f"[1 of 2] iterations=0, seed 0{state}\n" in out
+        assert f"[2 of 2] iterations=1, seed 0{state}\n" in out
+    ends = [sweep.last_evaluation(tmp_path / f"iterations={n}" / "seed0") for n in (0, 1)]
+    assert [end["splits"]["L1"]["episodes"] for end in ends] == [3, 3]
     # Other settings are another run, and main says that the folder is taken.
     assert sweep.main([*words, "--config.eval.splits=L1", "--config.tree.branch=3"]) == 1
     assert "was started with config.tree.branch" in capfd.readouterr().err
@@ -137,6 +150,10 @@ def test_the_table_has_the_last_evaluation_and_the_costs(tmp_path):
         (["--runs=x", "configs/toy.py"], "has no GRID"),
         (["--runs=x", "--grid=tree.leaves"], "KEY=VALUE"),
         (["--runs=x", "--seeds=a"], "--seeds is 'a'"),
+        (["--runs=x", "--seeds=0,0"], "--seeds is '0,0'"),
+        (["--runs=x", "--seeds=²"], "--seeds is '²'"),
+        (["--runs=x", "--grid=tree.leaves=8,8"], "leaves=8 twice"),
+        (["--runs=x", "README.md"], "cannot be read (SyntaxError"),
         (["--runs=x", "--config.tree.leaves", "--print"], "config.tree.leaves has no value"),
         (["--runs=x", "configs/sweeps/leaves.py", "--config.tree.leaves=8"], "the sweep varies"),
         (["--runs=x", "--seeds=0,1", "--config.seed=3"], "the sweep varies seed"),

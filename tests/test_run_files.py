@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from spark_jax.main import main
 from spark_jax.run import files
+from spark_jax.run.alone import alone
+from spark_jax.run.command_line import exit_code
 from spark_jax.run.evalfile import (
     EpisodeResult,
     add_evaluation,
@@ -264,3 +267,16 @@ def test_comparison_pairs_episodes_by_task_not_by_position():
     assert compare(first, second, "L0") == (0.0, 0.0, 0.0, 1.0)
     other = [r._replace(task=Task("toy", "other", 0)) for r in results(1)]
     assert compare(first, {"splits": {"L0": split_summary(other)}}, "L0") is None
+
+
+def test_one_process_plays_a_run(tmp_path, capsys):
+    with alone(tmp_path):
+        with pytest.raises(UserError, match="another process plays the run"):
+            with alone(tmp_path):
+                pass
+        arguments = ["--config=configs/toy.py", f"--workdir={tmp_path}"]
+        assert exit_code(main, arguments) == 2
+        assert "another process plays" in capsys.readouterr().err
+    assert not (tmp_path / "config.json").exists()
+    with alone(tmp_path):
+        pass

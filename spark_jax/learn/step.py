@@ -28,7 +28,7 @@ from spark_jax.learn.pack import PackedBatch
 from spark_jax.models import transformer
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.sharding import param_shardings, row_sharding
-from spark_jax.ops.tree_attention import DEFAULT_BLOCK, Backend, make_attend
+from spark_jax.ops.tree_attention import DEFAULT_BLOCK, ROW_AXES, Backend, make_attend
 
 Params = Any
 CHUNK_LOGITS = 2**26  # most logits of one chunk on one device: 256 MiB in float32
@@ -99,9 +99,39 @@ def token_logps(
     hidden_RMD = jnp.take_along_axis(hidden_RTD, batch.pred_RM[..., None], axis=1)
     label_RM = jnp.take_along_axis(batch.tokens_RT, batch.target_RM, axis=1)
 
-    targets = label_RM.shape[1]
-    parts = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-    chunk = _chunk_size(targets, -(-rows // parts), config.vocab_size)
+    measured = functools.partial(
+        _in_chunks, config=config, temperature=temperature, entropy_gradient=entropy_gradient
+    )
+    if mesh is not None:
+        # Each device has its own rows. By hand: XLA would gather the table, and reduce its
+        # gradient, once for every chunk.
+        rows = PartitionSpec(ROW_AXES)
+        measured = jax.shard_map(
+            measured,
+            mesh=mesh,
+            in_specs=(PartitionSpec(), rows, rows, rows),
+            out_specs=rows,
+            axis_names=set(ROW_AXES),
+            check_vma=False,
+        )
+    head = {name: params[name] for name in ("embed" if config.tied else "unembed",)}
+    return measured(head, hidden_RMD, label_RM, batch.seen_RM)
+
+
+def _in_chunks(
+    head: Params,
+    hidden_RMD: jax.Array,
+    label_RM: jax.Array,
+    seen_RM: jax.Array,
+    *,
+    config: ModelConfig,
+    temperature: float,
+    entropy_gradient: bool,
+) -> tuple[jax.Array, jax.Array]:
+    """`token_logps` of targets, by the hidden states that they are predicted from. `head`: the
+    parameters that `unembed` reads."""
+    rows, targets = label_RM.shape
+    chunk = _chunk_size(targets, rows, config.vocab_size)
     count = -(-targets // chunk)
 
     def chunks(x, fill=0):
@@ -112,7 +142,7 @@ def token_logps(
     def measure(hidden_RmD, label_Rm):
         # Flat: of arrays that begin with one row XLA's CPU backend uses one core.
         flat = hidden_RmD.reshape(rows * chunk, -1)
-        logits = transformer.unembed(params, config, flat) / temperature
+        logits = transformer.unembed(head, config, flat) / temperature
         lse = jax.nn.logsumexp(logits, axis=-1)
         # A masked sum rather than a gather: it stays local when the vocabulary is sharded.
         at_label = jnp.arange(logits.shape[-1]) == label_Rm.reshape(-1, 1)
@@ -133,7 +163,7 @@ def token_logps(
     _, (logp, entropy) = jax.lax.scan(
         lambda carry, xs: (carry, one_chunk(*xs)),
         None,
-        (chunks(hidden_RMD), chunks(label_RM), chunks(batch.seen_RM)),
+        (chunks(hidden_RMD), chunks(label_RM), chunks(seen_RM)),
     )
 
     def rows_first(x):

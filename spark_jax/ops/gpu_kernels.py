@@ -15,7 +15,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
 
 LOW = -1e30  # below any score, and finite: exp(LOW - LOW) is a number
 LEAST_QUERIES = 16  # of a matrix product on the tensor cores
@@ -23,10 +22,26 @@ LEAST_CHANNELS = 16  # of a head, likewise
 MOST_QUERIES = 64  # of a program of the prefill
 BLOCK_TOKENS = 128  # cache positions that the prefill looks at in one go
 WARPS = 4
+# Tiles of keys and values that are on their way at a time. One of 128 tokens and 128 channels takes
+# 32 KB in bfloat16; an A100 has 163 KB for keys and values together.
+STAGES = {2: 2, 4: 1}  # by bytes of a number
 
-# As precise as the inputs: float32 would be cut to TF32 (10 bits) otherwise. Triton does not look
-# at it where inputs are bfloat16: those go to the tensor cores as they are.
-_dot = functools.partial(plgpu.dot, precision=jax.lax.Precision.HIGHEST)
+
+def _triton():
+    # JAX has announced its end: where it is gone everything but these kernels has to run.
+    from jax.experimental.pallas import triton
+
+    return triton
+
+
+def _dot(a, b, trans_b: bool = False):
+    """As precise as the inputs: float32 would be cut to TF32 (10 bits) otherwise. Triton does not
+    look at it where inputs are bfloat16: those go to the tensor cores as they are."""
+    return _triton().dot(a, b, trans_b=trans_b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _parameters(dtype):
+    return _triton().CompilerParams(num_warps=WARPS, num_stages=STAGES[dtype.itemsize])
 
 
 def tile_parts_pallas(
@@ -79,7 +94,7 @@ def tile_parts_pallas(
             jax.ShapeDtypeStruct((U, K, queries), jnp.float32),
             jax.ShapeDtypeStruct((U, K, queries, C), jnp.float32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=_parameters(k_PSKC.dtype),
         interpret=interpret,
     )(jnp.reshape(count, (1,)), page_UW, seen_UM, q_UKMC, k_PSKC, v_PSKC)
     return tuple(x[:, :, :M] for x in out)
@@ -148,7 +163,7 @@ def paged_attention_pallas(
             jax.ShapeDtypeStruct(q_BKMC.shape, q_BTHC.dtype),
             jax.ShapeDtypeStruct(q_BKMC.shape[:3], jnp.float32),
         ],
-        compiler_params=plgpu.CompilerParams(num_warps=WARPS),
+        compiler_params=_parameters(k_PSKC.dtype),
         interpret=interpret,
     )(table_BW, position_BM, q_BKMC, k_PSKC, v_PSKC)
 

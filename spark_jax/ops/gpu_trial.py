@@ -23,6 +23,7 @@ class Sizes(NamedTuple):
     channels: int  # of a head
     slots: int  # tokens of a page
     tile_pages: int  # pages of a tile (cache/tiles.py)
+    group: int  # tokens of a path that a prefill computes side by side
     dtype: str  # of the cache
 
 
@@ -38,7 +39,8 @@ def pick(name: str, spread: bool, sizes: Sizes) -> tuple[Backend, str]:
 
 
 def trial(sizes: Sizes, backend: Backend = "pallas") -> str:
-    """Decodes two rows that share a tile, and prefills both, and holds it against the reference.
+    """Decodes two rows that share a tile, and prefills both in groups as long as the sampler's, and
+    holds it against the reference.
 
     Returns:
       "", or in one line why the kernels are not to be used.
@@ -51,7 +53,7 @@ def trial(sizes: Sizes, backend: Backend = "pallas") -> str:
 
 
 def _compare(sizes: Sizes, backend: Backend) -> str:
-    heads, kv_heads, channels, slots, tile_pages, dtype = sizes
+    heads, kv_heads, channels, slots, tile_pages, T, dtype = sizes
     # Pages 1 … W are the shared tile, W + 1 and W + 2 half a page each of row 0 and of row 1.
     W, rows = tile_pages, 2
     own = max(1, slots // 2)
@@ -59,9 +61,9 @@ def _compare(sizes: Sizes, backend: Backend) -> str:
     keys = jax.random.split(jax.random.key(0), 3)
     shape = (W + 3, slots, kv_heads, channels)
     k, v = (jax.random.normal(key, shape).astype(dtype) for key in keys[:2])
-    q_BTHC = jax.random.normal(keys[2], (rows, 3, heads, channels)).astype(dtype)
+    q_BTHC = jax.random.normal(keys[2], (rows, T, heads, channels)).astype(dtype)
     table_BW = jnp.stack([jnp.append(jnp.arange(1, W + 1), W + 1 + b) for b in range(rows)])
-    position_BT = length_B[:, None] - jnp.arange(3, 0, -1)
+    position_BT = length_B[:, None] - jnp.arange(T, 0, -1)
 
     def pages(*tiles):  # of each tile, and page 0 where it has fewer
         return jnp.array([[*tile, *(W - len(tile)) * [0]] for tile in tiles])

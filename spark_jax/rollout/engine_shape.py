@@ -15,7 +15,8 @@ GROUP = 16  # tokens of one path that a prefill computes side by side
 
 def attention_sizes(config: ModelConfig, slots: int, dtype: str) -> Sizes:
     """Of a model's attention over pages of `slots` tokens, for choosing kernels."""
-    return Sizes(config.heads, config.kv_heads, config.head_dim, slots, pages_of_tile(slots), dtype)
+    heads = config.heads, config.kv_heads, config.head_dim
+    return Sizes(*heads, slots, pages_of_tile(slots), GROUP, dtype)
 
 
 @dataclasses.dataclass(frozen=True)

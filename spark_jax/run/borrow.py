@@ -34,12 +34,13 @@ def check_format(config: ConfigDict) -> None:
     """Raises UserError if the warm-up of `sft.from_run` taught other tags than this run needs, or
     was in another environment or with other prompts."""
     source = read_config(config.sft.from_run)
-    for key in ("name", "prompt", "history"):
+    env = config.env
+    for key, ours in (("name", env.name), ("prompt", env.prompt), ("history", env.history)):
         theirs = source.env.get(key, 0)  # older runs have no history
-        if theirs != config.env[key]:
+        if theirs != ours:
             raise UserError(
                 f"config.sft.from_run={config.sft.from_run} was warmed up with config.env.{key}="
-                f"{theirs}, not {config.env[key]}, so its prompts are other ones; start from a run "
+                f"{theirs}, not {ours}, so its prompts are other ones; start from a run "
                 f"with the same config.env.{key} or from none."
             )
     theirs = source.algo.name

@@ -80,12 +80,16 @@ def connect(endpoint: Endpoint, sleep: Callable[[float], Any] = time.sleep) -> C
     Failed tries are repeated at once, then after 2, 4, 8, … seconds (60 at most, up to one more by
     chance), or when the answer's Retry-After says, 300 seconds at most.
     """
-    where = urllib3.util.parse_url(endpoint.url)
+    no_address = UserError(  # it may hold a password, so it is not repeated
+        "--endpoint is no address; it has to be the base URL of an OpenAI-compatible server, for "
+        "example https://api.openai.com/v1."
+    )
+    try:
+        where = urllib3.util.parse_url(endpoint.url)
+    except urllib3.exceptions.LocationParseError:
+        raise no_address from None
     if where.scheme not in ("http", "https") or not where.host:
-        raise UserError(
-            f"--endpoint={endpoint.url} is no address; it has to be the base URL of an "
-            "OpenAI-compatible server, for example https://api.openai.com/v1."
-        )
+        raise no_address
     path = (where.path or "").rstrip("/") + "/chat/completions"
     url = where._replace(path=path, fragment=None).url
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
@@ -149,7 +153,7 @@ def _completion(response: urllib3.BaseHTTPResponse, endpoint: Endpoint) -> Compl
     """Reads an answer, whatever it is."""
     try:
         answer = json.loads(response.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         answer = None
     said = _said(answer, endpoint)
     if response.status in _PASSING or response.status >= 500:

@@ -46,6 +46,23 @@ def last_evaluation_name(config: ConfigDict) -> str:
     return AFTER_RL if config.rl.iterations else AFTER_WARMUP
 
 
+def settings(config: ConfigDict, name: str) -> dict[str, Any]:
+    """What decides which episodes the run's evaluation `name` has, of the keys that may change
+    when a run is resumed."""
+    eval_ = config.eval
+    out = {"temperature": eval_.temperature, "splits": [*eval_.splits], "episodes": eval_.episodes}
+    if name != AFTER_WARMUP:
+        out |= {key: config.rl[key] for key in ("iterations", "sampled_tokens")}
+    return out
+
+
+def asked_for(entry: Mapping[str, Any], config: ConfigDict) -> bool:
+    """Whether a run with these settings would have made this evaluation of its own. (Older entries
+    do not say how they were made, and count.)"""
+    now = settings(config, entry["name"])
+    return entry.get("settings", now) == now
+
+
 class EpisodeResult(NamedTuple):
     """How one evaluation episode ended."""
 

@@ -26,6 +26,8 @@ from spark_jax.run.config import start_or_resume
 from spark_jax.run.evalfile import (
     AFTER_MORE,
     AFTER_WARMUP,
+    asked_for,
+    evaluation,
     last_evaluation_name,
     read_evaluations,
 )
@@ -33,7 +35,7 @@ from spark_jax.run.examples import warm_up_examples
 from spark_jax.run.iteration import rl_is_over
 from spark_jax.run.metrics import MetricsWriter
 from spark_jax.run.panels import borrow_evaluation, evaluate
-from spark_jax.run.policy import Policy, asks_reference, load_policy, make_engine
+from spark_jax.run.policy import Policy, asks_reference, load_policy, make_engine, mesh_of
 from spark_jax.run.progress import duration
 from spark_jax.run.reinforce import reinforce
 from spark_jax.run.state import Run, State, phase_steps, save
@@ -48,6 +50,7 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
     workdir, began = Path(workdir), time.perf_counter()
     compilations()
     keep_on_disk()
+    mesh_of(config)  # before anything is written
     resumed = start_or_resume(workdir, config)
     world = make_world(config)
     _say(f"{workdir}: {'resuming' if resumed else 'new run'}")
@@ -84,6 +87,11 @@ def run(config: ConfigDict, workdir: Path | str) -> list[dict[str, Any]]:
             )  # fmt: skip
             engine.use(params, config.rl.temperature)
             last = last_evaluation_name(config)
+            found = evaluation(workdir, last)
+            here = last != AFTER_WARMUP or not state.iteration  # that is where the parameters are
+            if here and found and not asked_for(found, config):
+                # Evaluated anew: config.eval.* is not what it was.
+                state.evaluated = [name for name in state.evaluated if name != last]
             ended = last in state.evaluated
             programs = engine.compile_all()
             _say(

@@ -8,7 +8,13 @@ from typing import Any
 
 from spark_jax.envs.tasks import panel
 from spark_jax.run import borrow
-from spark_jax.run.evalfile import AFTER_WARMUP, EpisodeResult, add_evaluation, eval_metrics
+from spark_jax.run.evalfile import (
+    AFTER_WARMUP,
+    EpisodeResult,
+    add_evaluation,
+    eval_metrics,
+    settings,
+)
 from spark_jax.run.evaluation import play_panel
 from spark_jax.run.policy import episode_rule, limits
 from spark_jax.run.progress import Progress
@@ -36,7 +42,10 @@ def evaluate(this: Run, name: str, params: Any) -> None:
         with Progress(f"{name}, {split}", total, "episode") as progress:
             tell = _episode_counter(progress, total)
             splits[split] = play(this, split, config.eval.episodes, params, tell)
-    entry = add_evaluation(this.workdir, name, this.state.step, config.eval.temperature, splits)
+    entry = add_evaluation(
+        this.workdir, name, this.state.step, config.eval.temperature, splits,
+        settings=settings(config, name),
+    )  # fmt: skip
     values = eval_metrics(entry) | {"time/eval_s": time.perf_counter() - start}
     this.metrics.write(this.state.step, "eval", values)
     this.state.evaluated.append(name)

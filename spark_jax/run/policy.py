@@ -47,7 +47,7 @@ def load_policy(
     """The model of `config.model`. A vocabulary learned from `texts` (`cut`: World) is kept in the
     work folder, so a resumed run has the same tokens. With None nothing is written, and a model
     that has to learn its vocabulary must have done so: else UserError."""
-    mesh = _mesh(config)
+    mesh = mesh_of(config)
     saved = workdir / "tokenizer"
     path = config.model.path
     if config.model.preset in FROM_SCRATCH and not path and (saved / "tokenizer.json").is_file():
@@ -75,7 +75,8 @@ def load_policy(
     return Policy(model.config, params, model.codec, mesh)
 
 
-def _mesh(config: ConfigDict) -> Mesh | None:
+def mesh_of(config: ConfigDict) -> Mesh | None:
+    """The devices of `config.mesh`; None if it is one. Raises UserError if it cannot be made."""
     sizes = config.mesh.data or -1, config.mesh.fsdp, config.mesh.tensor
     mesh = make_mesh(*sizes)
     return mesh if mesh.size > 1 else None

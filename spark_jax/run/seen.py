@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 from spark_jax.run import warmup
 from spark_jax.run.config import read_config
 from spark_jax.run.files import write_text
-from spark_jax.run.rules import FROM_SCRATCH
 from spark_jax.run.treefile import read_trees, tree_iterations, tree_path
 from spark_jax.types import Task, UserError
 
@@ -23,8 +22,9 @@ Key = tuple[str, str, str, int, int]  # data, environment, type, variation, seed
 def seen_tasks(workdir: Path, config: ConfigDict, checkpoint: str) -> set[Key] | None:
     """Tasks that the parameters of `checkpoint` were trained on: those of the run's warm-up
     dialogues and, but for the reference, of its trees (of an early step: of later trees too), and
-    those of the export that it started from. None where that is not known. A model as a hub has it
-    counts as trained on none, whatever its makers fed it.
+    those of the export that it started from. None where that is not known, as of a local folder of
+    weights without such a record. A model as a hub has it counts as trained on none, whatever its
+    makers fed it.
     """
     if checkpoint == "initial":
         return _seen_before(config)
@@ -55,16 +55,23 @@ def leaked(
     return sum(_key(task, data) in seen for task in evaluated)
 
 
+def same_data(first: ConfigDict, second: ConfigDict) -> bool:
+    """Whether equal numbers of tasks mean equal tasks in both runs."""
+    return first.env.name == second.env.name and _data(first) == _data(second)
+
+
 def _seen_before(config: ConfigDict) -> set[Key] | None:
     """What the weights were trained on that a run starts from."""
     path = config.model.path
+    if not path or not Path(path).expanduser().exists():
+        return set()  # from scratch, or a hub's
     record = Path(path).expanduser() / RECORD
-    if path and record.is_file():
+    if record.is_file():
         try:
             return {(str(d), str(e), str(t), int(v), int(s)) for d, e, t, v, s in _tasks(record)}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{record} is damaged ({error}); export the model again.") from None
-    return None if path and config.model.preset in FROM_SCRATCH else set()
+    return None
 
 
 def _tasks(record: Path) -> list[Any]:
