@@ -37,6 +37,16 @@ RULES: tuple[tuple[str, PartitionSpec], ...] = (
     (r"/(q|k|v)/bias$", PartitionSpec("tensor")),
     (r"/scale$", PartitionSpec()),
 )
+# How the sampler cuts its copy of the matrices: heads and channels over fsdp as over tensor. Rows
+# of a decode step are few: gathering weights, or cutting what products sum over, would cost an
+# exchange for each product, and this costs two for each layer.
+SAMPLER_RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"(^|/)embed/embedding$", PartitionSpec(("fsdp", "tensor"))),
+    (r"(unembed|/q|/k|/v|/gate|/up)/kernel$", PartitionSpec(None, ("fsdp", "tensor"))),
+    (r"/(o|down)/kernel$", PartitionSpec(("fsdp", "tensor"))),
+    (r"/(q|k|v)/bias$", PartitionSpec(("fsdp", "tensor"))),
+    (r"/scale$", PartitionSpec()),
+)
 CACHE_AXES = ("fsdp", "tensor"), ("tensor",), ("fsdp",), ()  # what heads may be cut over
 ROWS = PartitionSpec(("data", "fsdp"))  # rows of a batch
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from spark_jax.cache.kv import Kv, pinned
 from spark_jax.models.config import ModelConfig
@@ -194,6 +194,9 @@ def decode_chunk(
         i, recent, rows, out = carry
         active_B = rows.left_B > 0
         logits_BV, recent = look(rows, recent, i, active_B)
+        if place is not None:  # one exchange, not one for each step of sampling
+            whole = NamedSharding(place.mesh, PartitionSpec())
+            logits_BV = jax.lax.with_sharding_constraint(logits_BV, whole)
         token_B, logprob_B = sample_tokens(logits_BV, rows.key_B2, rows.position_B + 1, temperature)
         stop_B = jnp.where(active_B, stop_table_QV[rows.stop_B, token_B], rows.stop_B)
         ended_B = (stop_B == accept) | (token_B == end_of_turn)

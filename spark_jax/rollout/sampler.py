@@ -19,6 +19,7 @@ from spark_jax.cache.tiles import WORTH_NATIVE, WORTH_TILES, make_tiles
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import Params, turned
 from spark_jax.models.packed import packed
+from spark_jax.models.sharding import SAMPLER_RULES, param_shardings
 from spark_jax.ops.backend import GPU_KERNELS
 from spark_jax.ops.tile_attention import TileLists
 from spark_jax.rollout.engine_shape import GROUP, EngineShape
@@ -93,11 +94,10 @@ class Sampler:
             heads = self._spread.shard_shape((1, heads))[1]
         token = 2 * config.layers * heads * config.head_dim * jnp.dtype(self.dtype).itemsize
         taken = {"cache": token * shape.pages * shape.slots}
-        wanted = jnp.dtype(self.dtype)
-        leaves = jax.tree.leaves(params)
-        if any(x.dtype != wanted for x in leaves):
-            per_device = (math.prod(x.sharding.shard_shape(x.shape)) for x in leaves if x.ndim > 1)
-            taken[f"weights in {self.dtype}"] = sum(per_device) * wanted.itemsize
+        if self._copies(params):
+            matrices = (x for x in jax.tree.leaves(params) if x.ndim > 1)
+            numbers = sum(math.prod(x.sharding.shard_shape(x.shape)) for x in matrices)
+            taken[f"weights in {self.dtype}"] = numbers * jnp.dtype(self.dtype).itemsize
         return taken
 
     def copy(self, copies: list[tuple[int, int]]) -> None:
@@ -162,12 +162,24 @@ class Sampler:
                 self._weights = Weights(packed=packed(self.params, self.dtype))
             else:
                 params = self.params
-                wanted = jnp.dtype(self.dtype)
-                if any(x.dtype != wanted for x in jax.tree.leaves(params)):
-                    params = _narrowed(params, dtype=self.dtype)
+                if self._copies(params):
+                    params = self._copy(params)
                 on_cpu = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
                 self._weights = Weights(params, turned(params) if on_cpu else None)
         return self._weights
+
+    def _copies(self, params: Params) -> bool:
+        """Whether it needs matrices of its own, in another type or cut in another way."""
+        cut = self._spread is not None and self._spread.mesh.shape["fsdp"] > 1
+        return cut or any(x.dtype != jnp.dtype(self.dtype) for x in jax.tree.leaves(params))
+
+    def _copy(self, params: Params) -> Params:
+        places = None
+        if self._spread is not None:
+            places = param_shardings(params, self._spread.mesh, SAMPLER_RULES)
+        return jax.jit(_narrowed, static_argnames="dtype", out_shardings=places)(
+            params, dtype=self.dtype
+        )
 
     def _table(self, rows: Sequence[Row], B: int) -> np.ndarray:
         table_BW = np.zeros((B, self.shape.table_pages), np.int32)
@@ -176,7 +188,6 @@ class Sampler:
         return table_BW
 
 
-@functools.partial(jax.jit, static_argnames="dtype")
 def _narrowed(params, dtype: str):
     """The matrices in the type that products read; scales and biases stay as they are."""
     return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
