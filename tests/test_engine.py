@@ -314,12 +314,18 @@ def test_a_path_that_can_never_fit_is_refused(params):
         engine.add(Row(prompt(0, 30), row_key(0), 30))
 
 
-@pytest.mark.parametrize("placed", [False, True])
-def test_no_program_is_compiled_after_the_start(params, placed):
+@pytest.mark.parametrize(
+    "placed,backend", [(False, "xla"), (True, "xla"), (True, "pallas_interpret")]
+)
+def test_no_program_is_compiled_after_the_start(params, placed, backend):
     """`placed`: parameters are on their device for good, as those of a run are."""
     if placed:
         params = jax.device_put(params, SingleDeviceSharding(jax.devices()[0]))
-    engine = make_engine(params)
+    engine = make_engine(params, backend=backend)
+    rooms, tiles = set(), engine.sampler.tiles
+    engine.sampler.tiles = lambda rows, B: [
+        (lists := tiles(rows, B)), rooms.add((B, len(lists.own.start_U)))
+    ][0]  # fmt: skip
     compiled = []
     engine.compile_all()
     jax.monitoring.register_event_duration_secs_listener(
@@ -334,6 +340,8 @@ def test_no_program_is_compiled_after_the_start(params, placed):
     finally:
         jax.monitoring.clear_event_listeners()
     assert compiled == []
+    several = len(rooms) > len({B for B, _ in rooms})
+    assert several == (backend == "pallas_interpret"), "the paths are all short or all long"
 
 
 def test_weights_cannot_change_under_a_living_path(params):

@@ -17,6 +17,7 @@ from spark_jax.cache.tiles import (
     WORTH_TILES,
     make_tiles,
     pages_of_tile,
+    trimmed,
 )
 from spark_jax.ops.paged_attention import gathered_attention, paged_attention
 from spark_jax.ops.tile_attention import NOBODY, tile_attention
@@ -187,6 +188,23 @@ def test_the_kernel_says_what_sizes_it_takes():
     k = np.zeros((2, 16, 1, 24), np.float32)
     with pytest.raises(ValueError, match="24 channels of a head: the kernel needs a power of two"):
         attend_pages(k[:1, 0], k, k, tiles, np.ones(1, np.int32), backend="pallas_interpret")
+
+
+def test_lists_have_no_more_room_than_a_rung_that_holds_them():
+    """What the kernels for GPUs compute is for every place, used or not."""
+    rungs = ((8, 4), (1, 1))
+    prompt, table = list(range(1, 17)), 64  # pages of 16 tokens, eight to a tile
+    short = make_tiles([[*prompt, 100 + b] for b in range(16)], 16, table, 16)
+    small = trimmed(short, rungs)
+    assert (short.shared.count, short.own.count) == (4, 16)
+    assert [len(some.start_U) for some in small] == [32 // 8, 128 // 4]
+    assert seen_by_rows(small, 16, 16) == seen_by_rows(short, 16, 16)
+    more_prompt = make_tiles([[*range(1, 26), 100 + b] for b in range(16)], 16, table, 16)
+    long = make_tiles([list(range(64 * b, 64 * b + 33)) for b in range(16)], 16, table, 16)
+    assert more_prompt.shared.count > 4 and long.own.count > 32
+    for lists in (more_prompt, long):
+        assert [len(some.start_U) for some in trimmed(lists, rungs)] == [32, 128]
+        assert [len(some.start_U) for some in trimmed(lists, rungs[1:])] == [32, 128]
 
 
 def test_a_full_list_of_tiles_counts_none_twice():

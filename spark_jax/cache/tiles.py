@@ -88,6 +88,22 @@ def _most_tiles(rows: int, table_pages: int, slots: int) -> tuple[int, int]:
     return -(-own // 4), own
 
 
+def trimmed(lists: TileLists, rungs: Sequence[tuple[int, int]]) -> TileLists:
+    """The lists with as little room as the first of `rungs` that holds their tiles: the parts of
+    all room that shared tiles and own ones get, (8, 4) for an eighth and a quarter. The last rung
+    is (1, 1)."""
+    for rung in rungs:
+        rooms = [-(-len(some.start_U) // part) for some, part in zip(lists, rung, strict=True)]
+        if all(some.count <= room for some, room in zip(lists, rooms, strict=True)):
+            break
+    return TileLists(
+        *(
+            Tiles(*(x[:room] for x in some[:-1]), some.count)
+            for some, room in zip(lists, rooms, strict=True)
+        )
+    )
+
+
 def pages_of_tile(slots: int) -> int:
     """Pages of a tile for pages of `slots` tokens."""
     return max(1, TILE_TOKENS // slots)

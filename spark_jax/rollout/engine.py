@@ -112,8 +112,9 @@ class Engine:
             self.sampler.prefill([], G)
             count += 1
         for B in self.shape.row_ladder:
-            self.sampler.decode([], B, self.sampler.tiles([], B))
-            count += 1
+            for tiles in self.sampler.no_tiles(B):
+                self.sampler.decode([], B, tiles)
+                count += 1
         self.sampler.copy([(0, 0)])
         jax.block_until_ready(self.kv)
         self.rest()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from spark_jax.cache.tiles import pages_of_tile
 from spark_jax.models.config import ModelConfig
-from spark_jax.ops.backend import Backend
+from spark_jax.ops.backend import GPU_KERNELS, Backend
 from spark_jax.ops.gpu_trial import Sizes
 
 GROUP = 16  # tokens of one path that a prefill computes side by side
@@ -44,6 +44,13 @@ class EngineShape:
     def table_pages(self) -> int:
         """Width of the page table. One is enough: attention looks only at the pages in use."""
         return -(-(self.path_tokens + self.chunk) // self.slots)
+
+    @property
+    def tile_ladder(self) -> tuple[tuple[int, int], ...]:
+        """Parts of the room for tiles that a decoding program has (cache/tiles.py, `trimmed`). The
+        kernels for GPUs give all places results, used or not, which are merged: for paths far below
+        their limit that would be most of a step. The others look at tiles in use only."""
+        return ((8, 4), (1, 1)) if self.backend in GPU_KERNELS else ((1, 1),)
 
     @property
     def group_ladder(self) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from spark_jax.cache.kv import Kv, copy_pages, init_kv
-from spark_jax.cache.tiles import WORTH_NATIVE, WORTH_TILES, make_tiles
+from spark_jax.cache.tiles import WORTH_NATIVE, WORTH_TILES, make_tiles, trimmed
 from spark_jax.models.config import ModelConfig
 from spark_jax.models.layouts import Params, turned
 from spark_jax.models.packed import packed
@@ -131,7 +131,14 @@ class Sampler:
         shape = self.shape
         pages = [row.pages.ids for row in rows]
         worth = WORTH_NATIVE if shape.backend == "native" else WORTH_TILES
-        return make_tiles(pages, B, shape.table_pages, shape.slots, shape.share_prefix, worth)
+        lists = make_tiles(pages, B, shape.table_pages, shape.slots, shape.share_prefix, worth)
+        return trimmed(lists, shape.tile_ladder)
+
+    def no_tiles(self, B: int) -> list[TileLists]:
+        """Empty lists for a batch of `B` rows, of every room that they may have."""
+        shape = self.shape
+        lists = make_tiles([], B, shape.table_pages, shape.slots)
+        return [trimmed(lists, [rung]) for rung in shape.tile_ladder]
 
     def decode(self, rows: Sequence[Row], B: int, tiles: TileLists) -> Decoded:
         """Starts a chunk of at most `B` rows, and does not wait for it."""
