@@ -277,6 +277,9 @@ def test_one_process_plays_a_run(tmp_path, capsys):
         arguments = ["--config=configs/toy.py", f"--workdir={tmp_path}"]
         assert exit_code(main, arguments) == 2
         assert "another process plays" in capsys.readouterr().err
-    assert not (tmp_path / "config.json").exists()
+    assert not tmp_path.exists()  # nothing was written
+    with alone(tmp_path):
+        (tmp_path / "config.json").touch()
     with alone(tmp_path):
         pass
+    assert (tmp_path / "config.json").exists()

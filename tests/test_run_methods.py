@@ -155,7 +155,7 @@ def test_rlvmr_runs_on_its_own_tags(tmp_path):
     world = make_world(load_config(TOY))
     seen = Task(**dialogues[0]["task"])
     for split, task in (("L0", seen), ("L2", dataclasses.replace(seen, variation=10**6))):
-        strict = world._replace(splits={split: [task]})
+        strict = world._replace(train={}, splits={split: [task]})
         with pytest.raises(UserError, match=f"{seen.type} variation .*holds out"):
             borrow.dialogues(tmp_path, tmp_path / "other", strict)
     borrow.dialogues(tmp_path, tmp_path / "other", world._replace(splits={"L1": [task]}))

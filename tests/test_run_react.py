@@ -46,7 +46,14 @@ def test_the_model_is_evaluated_and_nothing_is_trained(weights, tmp_path, capsys
     assert values["eval/L1/success_rate"] == entry["splits"]["L1"]["success_rate"]
     assert "L1" in capsys.readouterr().out
     there = {path.name for path in workdir.iterdir()}
-    assert there <= {"config.json", "eval.json", "evaluations", "metrics.jsonl", "tensorboard"}
+    assert there <= {
+        "config.json",
+        "eval.json",
+        "evaluations",
+        "metrics.jsonl",
+        "tensorboard",
+        ".lock",
+    }
 
     file = workdir / "evaluations" / "prompted.jsonl"  # stopped in the middle, it goes on
     whole = file.read_text()

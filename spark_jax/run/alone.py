@@ -33,4 +33,10 @@ def alone(workdir: Path) -> Iterator[None]:
                 f"another process plays the run in {workdir}; wait for it, or choose another "
                 "--workdir."
             ) from None
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in workdir.iterdir()] == [NAME]:  # a mistake, before anything
+                with contextlib.suppress(OSError):
+                    (workdir / NAME).unlink()
+                    workdir.rmdir()

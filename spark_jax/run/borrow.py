@@ -66,7 +66,7 @@ def dialogues(source: str | Path, workdir: Path, world: World) -> list[warmup.Ex
         )
     examples = warmup.load_examples(source / "warmup.jsonl")
     evaluated = {task for tasks in world.splits.values() for task in tasks}
-    held_out = {task.type for task in world.splits.get("L2", ())}
+    held_out = {task.type for task in world.splits.get("L2", ())} - set(world.train)
     for task in (example.task for example in examples):
         if task in evaluated or task.type in held_out:
             raise UserError(
