@@ -31,7 +31,7 @@ from spark_jax.learn.loss import policy_loss, sft_loss
 from spark_jax.learn.optimisers import adamw
 from spark_jax.learn.pack import chain_tree, linear_tokens, micro_batches, node_sums, pack_trees
 from spark_jax.learn.preference import path_sums, path_weights
-from spark_jax.learn.rows import step_rows
+from spark_jax.learn.rows import to_pack
 from spark_jax.learn.step import make_steps, put_batch
 
 ROWS, LENGTH = 160, 48  # of the table of rows: one shape, one compilation
@@ -161,7 +161,7 @@ def test_packed_rows_equal_the_rows_of_all_leaves(case, dtype):  # noqa: F811
     items = []
     for tree, w, a in zip(trees, weights, advantages, strict=True):
         credit = segment_weights(tree, a, w, PENALTY, per_leaf, CONTEXT)
-        items.append(step_rows(tree, credit)[:2])
+        items.append(to_pack(tree, credit)[:2])
     batch, stats = pack_trees(items, row_tokens, row_tokens, rows_multiple=2, dtype=dtype)
     assert stats.packed_tokens < 0.6 * sum(linear_tokens(tree) for tree in trees)
     assert (stats.pieces > 3) == case.startswith("split")
@@ -189,7 +189,7 @@ def test_each_shared_token_is_laid_out_once():
     """By hand: a head of three tokens, two prompts that differ, one of them had twice."""
     turns = [([50], [1, 2, 3, 7]), ([51], [1, 2, 3, 8, 9]), ([52], [1, 2, 3, 7]), ([53], [])]
     tree = chain_tree([1, 2, 3], turns, rebuilt=True)
-    rows, weights, place = step_rows(tree, sft_weights(tree, context=0.5))
+    rows, weights, place = to_pack(tree, sft_weights(tree, context=0.5))
     assert [n.context_ids for n in rows.nodes] == [[1, 2, 3], [], [7], [], [], [8, 9], []]
     assert [n.response_ids for n in rows.nodes] == [[], [50], [], [51], [53], [], [52]]
     assert [n.parent for n in rows.nodes] == [-1, 0, 0, 2, 2, 0, 5]
@@ -209,7 +209,7 @@ def test_each_shared_token_is_laid_out_once():
 def test_a_growing_dialogue_stays_as_it_is():
     tree = random_tree(3)
     weights = sft_weights(tree)
-    rows = step_rows(tree, weights)
+    rows = to_pack(tree, weights)
     assert rows.tree is tree and rows.weights is weights
     assert list(rows.place) == list(range(len(tree.nodes)))
 
@@ -218,7 +218,7 @@ def test_sums_over_whole_paths_find_their_steps():
     """As ETO adds them up: the tokens themselves, through the packing and back to the path."""
     tree = rebuilt_tree(4, leaves=6)
     weights = path_weights(tree, np.ones(len(tree.leaf_ids())))
-    rows, packed, place = step_rows(tree, weights)
+    rows, packed, place = to_pack(tree, weights)
     batch, _ = pack_trees([(rows, packed)], 64, 64)
     values = np.take_along_axis(batch.tokens_RT, batch.target_RM, 1) * 1.0
     (by_row,) = node_sums([(rows, packed)], values, 64, 64)
@@ -236,7 +236,7 @@ def test_warm_up_rows_have_their_likelihood():
     tree = chain_tree(
         [1, 2, 3], [([5, 6], [1, 2, 3, 7]), ([8], [1, 2, 3, 9, 4]), ([7, 7], [])], rebuilt=True
     )
-    rows, weights, _ = step_rows(tree, sft_weights(tree))
+    rows, weights, _ = to_pack(tree, sft_weights(tree))
     steps = make_steps(config, sft_loss, adamw(), temperature=TEMPERATURE)
     batch, _ = pack_trees([(rows, weights)], 32)
     sums = steps.gradient(

@@ -11,7 +11,7 @@ from spark_jax.envs.pool import EnvPool
 from spark_jax.envs.window import Window, window_message
 from spark_jax.learn.credit import sft_weights
 from spark_jax.learn.preference import pair_leaves
-from spark_jax.learn.rows import step_rows
+from spark_jax.learn.rows import to_pack
 from spark_jax.models.chat import Codec
 from spark_jax.models.presets import load_model
 from spark_jax.report import main as report
@@ -182,7 +182,7 @@ def test_the_warm_up_learns_from_the_rows(whole):
     tokens = 0
     for example in examples:
         tree = warmup.dialogue_tree(example, policy, 256, Window(1))
-        rows = step_rows(tree, sft_weights(tree)).tree
+        rows = to_pack(tree, sft_weights(tree)).tree
         tokens += sum(len(n.response_ids) + len(n.context_ids) for n in rows.nodes)
     packed = [r["train/packed_tokens"] for r in read_metrics(whole) if r["phase"] == "sft"]
     assert packed == [tokens] * 2

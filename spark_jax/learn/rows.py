@@ -20,7 +20,7 @@ from spark_jax.learn.credit import SegmentWeights
 from spark_jax.types import Node, Tree
 
 
-class StepRows(NamedTuple):
+class ToPack(NamedTuple):
     """A tree to pack, its weights, and where the steps of the sampled tree lie in it."""
 
     tree: Tree
@@ -28,13 +28,13 @@ class StepRows(NamedTuple):
     place: np.ndarray  # sampled node -> node of `tree` that holds its response
 
 
-def step_rows(tree: Tree, weights: SegmentWeights) -> StepRows:
+def to_pack(tree: Tree, weights: SegmentWeights) -> ToPack:
     """The trie of a tree of rebuilt prompts; any other tree as it is.
 
     A token of a prompt weighs (`context_nll_G`) what the prompts it stands in weigh together.
     """
     if not tree.rebuilt:
-        return StepRows(tree, weights, np.arange(len(tree.nodes)))
+        return ToPack(tree, weights, np.arange(len(tree.nodes)))
     children = tree.children()
     nodes: list[Node] = []
     source: list[int] = []  # the sampled step of each new node, -1 for a piece of prompts
@@ -82,4 +82,4 @@ def step_rows(tree: Tree, weights: SegmentWeights) -> StepRows:
         return np.where(picked < 0, 0.0, np.asarray(value_G, np.float64)[picked])
 
     rows = SegmentWeights(*map(of_steps, weights[:4]), np.array(context))
-    return StepRows(dataclasses.replace(tree, nodes=nodes, rebuilt=False), rows, place)
+    return ToPack(dataclasses.replace(tree, nodes=nodes, rebuilt=False), rows, place)

@@ -17,7 +17,7 @@ from spark_jax.envs.tasks import tasks_of_iteration
 from spark_jax.learn.advantage import LEAF_WEIGHTS, make_advantage, path_success_rate
 from spark_jax.learn.credit import normaliser, record_advantages, segment_weights
 from spark_jax.learn.pack import PackedBatch, linear_tokens, micro_batches, pack_trees
-from spark_jax.learn.rows import step_rows
+from spark_jax.learn.rows import to_pack
 from spark_jax.learn.step import Steps, mean_metrics, optimiser_step, put_batch
 from spark_jax.rollout.adapt import Shape, adapt_metrics, adapted
 from spark_jax.rollout.curriculum import curriculum_metrics, type_weights
@@ -145,7 +145,7 @@ def learn(
             per_leaf=config.algo.token_mean == "leaf",
         )
         record_advantages(tree, credit)
-        rows_tree, credit, _ = step_rows(tree, credit)
+        rows_tree, credit, _ = to_pack(tree, credit)
         items.append((rows_tree, credit))
 
     rows = rows_of_micro_batch(config, policy)

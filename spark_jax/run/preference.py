@@ -27,7 +27,7 @@ from spark_jax.learn.preference import (
     path_weights,
     with_expert,
 )
-from spark_jax.learn.rows import StepRows, step_rows
+from spark_jax.learn.rows import ToPack, to_pack
 from spark_jax.learn.step import Steps, mean_metrics, optimiser_step, put_batch
 from spark_jax.run.iteration import Learned, learning_rate
 from spark_jax.run.policy import Policy, rows_of_micro_batch, to_host
@@ -43,7 +43,7 @@ class Part(NamedTuple):
     trees: list[Tree]  # their paths that are in pairs
     pairs: Pairs  # of the paths of all trees, one after the other
     ends: np.ndarray  # where the paths of the next tree begin
-    weighed: list[StepRows]  # packed without weights: to score them
+    weighed: list[ToPack]  # packed without weights: to score them
     batches: list[PackedBatch]
     stats: PackStats
 
@@ -82,7 +82,7 @@ def learn_pairs(
 
     def packed(group: Sequence[Tree], coefficients: Sequence[np.ndarray]):
         weighed = [
-            step_rows(tree, path_weights(tree, c))
+            to_pack(tree, path_weights(tree, c))
             for tree, c in zip(group, coefficients, strict=True)
         ]
         batch, stats = pack_trees(

@@ -15,7 +15,7 @@ from spark_jax.envs.trajectory import Trajectory
 from spark_jax.envs.window import Window, window_message
 from spark_jax.learn.credit import likelihood_normaliser, sft_weights
 from spark_jax.learn.pack import chain_tree, micro_batches, pack_trees
-from spark_jax.learn.rows import step_rows
+from spark_jax.learn.rows import to_pack
 from spark_jax.learn.step import Steps, mean_metrics, optimiser_step, put_batch
 from spark_jax.run.files import write_text
 from spark_jax.run.policy import Policy, to_host
@@ -248,7 +248,7 @@ def sft_epoch(
     groups = [trees[i : i + batch_paths] for i in range(0, len(trees), batch_paths)]
     total, packed = [], 0
     for i, group in enumerate(groups):
-        rows_of = [step_rows(tree, sft_weights(tree, context_weight)) for tree in group]
+        rows_of = [to_pack(tree, sft_weights(tree, context_weight)) for tree in group]
         items = [(row.tree, row.weights) for row in rows_of]
         batch, stats = pack_trees(items, row_tokens, row_targets, rows)
         batches = [put_batch(b, policy.mesh) for b in micro_batches(batch, rows)]
