@@ -207,11 +207,11 @@ def print_comparison(first: str, second: str, names: Sequence[str]) -> None:
     shared = sorted(set(a["splits"]) & set(b["splits"]))
     if not shared:
         raise UserError(f"{first} and {second} have no split in common: evaluate both on one.")
-    if not any(shared_tasks(a, b, split) for split in shared):
+    both = {split: shared_tasks(a, b, split) for split in shared}
+    if not any(both.values()):
         raise UserError(f"{first} and {second} have played no task in common: evaluate both anew.")
     print(f"B = {second}, {_describe(b)}\nA = {first}, {_describe(a)}")
-    for split in shared:
-        tasks = shared_tasks(a, b, split)
+    for split, tasks in both.items():
         print(f"{split}, B - A on the {tasks} tasks that both played:")
         for title, field, unit in COMPARED if tasks else ():
             d = compare(a, b, split, field)

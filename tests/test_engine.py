@@ -323,9 +323,13 @@ def test_no_program_is_compiled_after_the_start(params, placed, backend):
         params = jax.device_put(params, SingleDeviceSharding(jax.devices()[0]))
     engine = make_engine(params, backend=backend)
     rooms, tiles = set(), engine.sampler.tiles
-    engine.sampler.tiles = lambda rows, B: [
-        (lists := tiles(rows, B)), rooms.add((B, len(lists.own.start_U)))
-    ][0]  # fmt: skip
+
+    def watched(rows, B):
+        lists = tiles(rows, B)
+        rooms.add((B, len(lists.own.start_U)))
+        return lists
+
+    engine.sampler.tiles = watched
     compiled = []
     engine.compile_all()
     jax.monitoring.register_event_duration_secs_listener(

@@ -27,7 +27,7 @@ from spark_jax.learn.loss import Loss
 from spark_jax.learn.pack import PackedBatch
 from spark_jax.models import transformer
 from spark_jax.models.config import ModelConfig
-from spark_jax.models.sharding import param_shardings, row_sharding
+from spark_jax.models.sharding import ROWS, param_shardings, row_sharding
 from spark_jax.ops.tree_attention import DEFAULT_BLOCK, ROW_AXES, Backend, make_attend
 
 Params = Any
@@ -105,12 +105,11 @@ def token_logps(
     if mesh is not None:
         # Each device has its own rows. By hand: XLA would gather the table, and reduce its
         # gradient, once for every chunk.
-        rows = PartitionSpec(ROW_AXES)
         measured = jax.shard_map(
             measured,
             mesh=mesh,
-            in_specs=(PartitionSpec(), rows, rows, rows),
-            out_specs=rows,
+            in_specs=(PartitionSpec(), ROWS, ROWS, ROWS),
+            out_specs=ROWS,
             axis_names=set(ROW_AXES),
             check_vma=False,
         )

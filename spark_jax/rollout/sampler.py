@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from spark_jax.cache.kv import Kv, copy_pages, init_kv
 from spark_jax.cache.tiles import WORTH_NATIVE, WORTH_TILES, make_tiles, trimmed
@@ -170,7 +170,8 @@ class Sampler:
             else:
                 params = self.params
                 if self._copies(params):
-                    params = self._copy(params)
+                    mesh = None if self._spread is None else self._spread.mesh
+                    params = _copied(params, dtype=self.dtype, mesh=mesh)
                 on_cpu = next(iter(jax.tree.leaves(params)[0].devices())).platform == "cpu"
                 self._weights = Weights(params, turned(params) if on_cpu else None)
         return self._weights
@@ -180,14 +181,6 @@ class Sampler:
         cut = self._spread is not None and self._spread.mesh.shape["fsdp"] > 1
         return cut or any(x.dtype != jnp.dtype(self.dtype) for x in jax.tree.leaves(params))
 
-    def _copy(self, params: Params) -> Params:
-        places = None
-        if self._spread is not None:
-            places = param_shardings(params, self._spread.mesh, SAMPLER_RULES)
-        return jax.jit(_narrowed, static_argnames="dtype", out_shardings=places)(
-            params, dtype=self.dtype
-        )
-
     def _table(self, rows: Sequence[Row], B: int) -> np.ndarray:
         table_BW = np.zeros((B, self.shape.table_pages), np.int32)
         for b, row in enumerate(rows):
@@ -195,6 +188,11 @@ class Sampler:
         return table_BW
 
 
-def _narrowed(params, dtype: str):
-    """The matrices in the type that products read; scales and biases stay as they are."""
-    return jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
+@functools.partial(jax.jit, static_argnames=("dtype", "mesh"))
+def _copied(params: Params, dtype: str, mesh: Mesh | None) -> Params:
+    """The matrices in the type that products read (scales and biases stay as they are), and on a
+    mesh cut as SAMPLER_RULES says."""
+    params = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
+    if mesh is None:
+        return params
+    return jax.lax.with_sharding_constraint(params, param_shardings(params, mesh, SAMPLER_RULES))

@@ -10,11 +10,12 @@ import jax
 from spark_jax.types import UserError
 
 
-def device_bytes(tree: Any) -> int:
-    """Bytes that arrays, or shapes with shardings, take on each of their devices."""
+def device_bytes(tree: Any, itemsize: int = 0) -> int:
+    """Bytes that arrays, or shapes with shardings, take on each of their devices; with numbers of
+    `itemsize` bytes if that is given."""
 
     def one(x: Any) -> int:
-        return math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+        return math.prod(x.sharding.shard_shape(x.shape)) * (itemsize or x.dtype.itemsize)
 
     return sum(map(one, jax.tree.leaves(tree)))
 

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jax.tree import leaves
 from ml_collections import ConfigDict
 
 from spark_jax.envs.pool import EnvPool, default_workers
@@ -148,7 +147,7 @@ def _needed(config: ConfigDict, policy: Policy, params: Any, engine: Engine | En
     if asks_reference(config):
         always["reference"] = weights
     # Gradients are summed in float32 (learn/step.py), whatever the parameters are.
-    gradients = sum(footprint.device_bytes(x) * 4 // x.dtype.itemsize for x in leaves(params))
+    gradients = footprint.device_bytes(params, itemsize=4)
     return footprint.check(always, engine.device_bytes(params), {"gradients": gradients}, room)
 
 

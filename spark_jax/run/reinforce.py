@@ -37,7 +37,9 @@ def reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, An
     elif config.rl.train_on == "seen":
         train = seen(train, (example.task for example in examples))
     lessons = lessons_of(this, examples) if pairs or config.rl.rename else []
-    experts = warmup.whole_dialogues(lessons) if pairs else {}
+    learner = functools.partial(learn, reference=reference)
+    if pairs:
+        learner = functools.partial(learn_pairs, experts=warmup.whole_dialogues(lessons))
     swap_for = None
     if config.rl.rename:
         swap_for = swapper(
@@ -60,9 +62,6 @@ def reinforce(this: Run, examples, params: Any, opt_state: Any) -> tuple[Any, An
                 state.rates, state.mixed,
             )  # fmt: skip
             state.sampled.append(values["rollout/response_tokens"])
-            learner = functools.partial(learn_pairs, experts=experts)
-            if not pairs:
-                learner = functools.partial(learn, reference=reference)
             params, opt_state, learned = learner(
                 config, state.iteration, trees, steps=steps, policy=this.policy, params=params,
                 opt_state=opt_state, sampled=state.sampled,
