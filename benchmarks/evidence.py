@@ -29,7 +29,7 @@ from typing import NamedTuple, TextIO
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from benchmarks.evidence_report import plot, report  # noqa: E402
-from spark_jax.run.command_line import Parser, exit_code  # noqa: E402
+from spark_jax.run.command_line import Parser, exit_code, read_seeds  # noqa: E402
 from spark_jax.run.config import load_config  # noqa: E402
 from spark_jax.run.costs import last_evaluation, rows_after_warmup, spent  # noqa: E402
 from spark_jax.run.files import write_text  # noqa: E402
@@ -275,10 +275,8 @@ def main(argv: Sequence[str]) -> int:
                 f"config.{setting.split('=')[0]} differs between the runs that are compared; "
                 "leave it out (or use launch/sweep.py)."
             )
-    names = options.seeds.split(",") if options.seeds else [str(seed) for seed in SEEDS]
-    if not all(name.isdigit() for name in names):
-        raise UserError(f"--seeds is {options.seeds!r}; it has to be numbers such as 0,1,2.")
-    seeds, methods = [int(name) for name in names], options.methods.split(",")
+    seeds = read_seeds(options.seeds) if options.seeds else [*SEEDS]
+    methods = options.methods.split(",")
     known = METHODS | MORE_METHODS
     if unknown := [name for name in methods if name not in known]:
         raise UserError(f"there is no method {unknown[0]!r}; choose from {', '.join(known)}.")

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from spark_jax.run.command_line import Parser, exit_code, take_overrides  # noqa: E402
+from spark_jax.run.command_line import Parser, exit_code, read_seeds, take_overrides  # noqa: E402
 from spark_jax.run.config import load_config, read_config  # noqa: E402
 from spark_jax.run.cost_plot import plot_costs  # noqa: E402
 from spark_jax.run.costs import (  # noqa: E402
@@ -200,10 +200,7 @@ def main(argv: Sequence[str]) -> int:
     options = parser.parse_args(rest)
     if not options.runs:
         raise UserError("--runs names the folder for the runs; it is missing.")
-    texts = options.seeds.split(",")
-    if not all(seed.isdecimal() for seed in texts) or len({*map(int, texts)}) < len(texts):
-        raise UserError(f"--seeds is {options.seeds!r}; it has to be numbers such as 0,1,2.")
-    seeds = [int(seed) for seed in texts]
+    seeds = read_seeds(options.seeds)
     grid = read_grid(options.sweep, options.grid)
     todo = jobs(options.runs, options.config, grid, seeds, overrides)
     if options.list:

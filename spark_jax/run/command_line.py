@@ -100,3 +100,11 @@ def take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
             has_value = bool(words) and not words[0].startswith("--")
             overrides.append(f"{key}={words.pop(0)}" if has_value else key)
     return rest, overrides
+
+
+def read_seeds(text: str) -> list[int]:
+    """The seeds of --seeds=0,1,2. Raises UserError for anything else, or for one named twice."""
+    texts = text.split(",")
+    if not all(seed.isdecimal() for seed in texts) or len({*map(int, texts)}) < len(texts):
+        raise UserError(f"--seeds is {text!r}; it has to be numbers such as 0,1,2.")
+    return [int(seed) for seed in texts]
